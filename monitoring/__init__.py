@@ -1,0 +1,1 @@
+"""Windows, drift tests, decisions, dashboards, alerts and the traffic simulator."""

@@ -1,0 +1,87 @@
+"""The model card: labels, input spec, files with their hashes, metrics, and where the model comes from.
+
+One `card.json` lies beside the weights at every step (torch, exported, shipped, deployed). Nothing loads a model file but
+through `read_file`, which checks its hash. Imported by the model server.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from visionloop.errors import ArtifactError
+from visionloop.files import read_verified, sha256_file, write_text
+from visionloop.paths import CARD
+from visionloop.preprocess import PreprocessSpec
+
+INPUT_NAME = "images"  # uint8 [N, H, W, 3]
+LOGITS_NAME = "logits"  # float32 [N, K]
+EMBEDDING_NAME = "embedding"  # float32 [N, D]
+
+
+class ModelCard(BaseModel):
+    """What one needs to know to use the model files in this folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    name: str = "classifier"
+    family: str  # "cnn" or "vit"
+    architecture: str
+    labels: tuple[str, ...]  # index in the logits -> class name
+    preprocess: PreprocessSpec
+    mean: tuple[float, float, float]  # of the training pixels, 0 to 1, RGB; already inside the graph
+    std: tuple[float, float, float]
+    embedding_size: int
+    precision: Literal["fp32", "int8"]
+    parameters: int  # number of weights
+    files: dict[str, str] = Field(default_factory=dict)  # file name in this folder -> sha256
+    metrics: dict[str, float] = Field(default_factory=dict)  # flat: "test_accuracy", "latency_ms_batch_1", ...
+    lineage: dict[str, str] = Field(default_factory=dict)  # "data": sha256 of the split, "visionloop": version, ...
+    notes: tuple[str, ...] = ()  # decisions in words, as "INT8 is shipped: ..."
+    architecture_options: dict[str, Any] = Field(default_factory=dict)
+
+    def with_files(self, folder: Path, names: tuple[str, ...]) -> ModelCard:
+        """A card that names these files of `folder` with their present hashes, and no others."""
+        return self.model_copy(update={"files": {name: sha256_file(folder / name) for name in names}})
+
+    def write(self, folder: Path) -> None:
+        """Write `card.json` into `folder`, whole or not at all."""
+        text = json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        write_text(folder / CARD, text + "\n")
+
+    def read_file(self, folder: Path, name: str) -> bytes:
+        """The bytes of a file that the card names, after its hash was checked.
+
+        Raises:
+            ArtifactError: the card does not name it, it is missing, or it is damaged.
+        """
+        if name not in self.files:
+            raise ArtifactError(f"{folder / CARD} names no file {name!r}; it has {sorted(self.files)}.")
+        return read_verified(folder / name, self.files[name])
+
+    def verify(self, folder: Path) -> None:
+        """Check every file of the card. Raises ArtifactError at the first that is missing or damaged."""
+        for name in self.files:
+            self.read_file(folder, name)
+
+
+def load_card(folder: Path) -> ModelCard:
+    """Read `card.json` of a model folder.
+
+    Raises:
+        ArtifactError: there is none, or it is not a card.
+    """
+    path = folder / CARD
+    try:
+        return ModelCard.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} cannot be read ({error.strerror}); run `dvc repro` to build the model, or `dvc pull` to fetch it."
+        ) from error
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} is no model card of this visionloop; rebuild it with `dvc repro`.") from error
+            f"{path} is not a model card of this version of visionloop; rebuild it with `dvc repro`."
+        ) from error

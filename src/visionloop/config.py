@@ -1,0 +1,348 @@
+"""The typed form of `params.yaml`, and its only reader.
+
+One frozen model per section; a section is named after the stage that it steers. An unknown key is refused with the nearest
+known one, a missing key is named, and a wrong value is answered with the allowed range. The whole file is checked whichever
+section is asked for, so a bad value stops the first stage and not the ninth.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from visionloop.errors import ConfigError
+from visionloop.paths import PARAMS
+from visionloop.preprocess import Filter, Fit, PreprocessSpec
+
+MAX_PARAMS_BYTES = 1 << 20
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+
+
+def _tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+class Section(BaseModel):
+    """A section of `params.yaml`: frozen, strict (no "3" for 3), unknown keys refused, NaN and infinity refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+    section: ClassVar[str]
+
+
+class CollectParams(Section):
+    section: ClassVar[str] = "collect"
+    source: Literal["digits", "folder"] = Field(description="where images come from")
+    path: str = Field(min_length=1, description="the folder of class sub-folders, for source `folder`")
+    images_per_shard: int = Field(ge=1, le=1_000_000, description="rows of one Parquet shard")
+
+
+class CleanParams(Section):
+    section: ClassVar[str] = "clean"
+    min_side_pixels: int = Field(ge=1, le=10_000, description="a shorter side is `too_small`")
+    max_megapixels: float = Field(gt=0, le=1000, description="more is `too_large`, refused before decoding")
+    blank_contrast: float = Field(ge=0, le=127.5, description="a standard deviation of gray below this is `blank`")
+    near_duplicate_hash_bits: int = Field(ge=0, le=16, description="perceptual hashes this close are candidates")
+    near_duplicate_error: float = Field(ge=0, le=1, description="and are confirmed below this pixel difference")
+    reject: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = Field(description="reasons that reject an image")
+    max_rejected_share: Share = Field(description="more rejected images than this stop the run")
+    workers: int = Field(ge=0, le=256, description="processes; 0 means one per core")
+
+
+class SplitParams(Section):
+    section: ClassVar[str] = "split"
+    train: Share = Field(description="share of images to learn from")
+    val: Share = Field(description="share to stop early and to calibrate on")
+    test: Share = Field(description="share that is never learnt from")
+    seed: Seed = Field(description="another seed, another split")
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> SplitParams:
+        total = self.train + self.val + self.test
+        if not math.isclose(total, 1, abs_tol=1e-6):
+            raise ValueError(f"train, val and test sum to {total:g}; they must sum to 1")
+        if min(self.train, self.val, self.test) == 0:
+            raise ValueError("train, val and test must each be above 0")
+        return self
+
+
+class PreprocessParams(Section):
+    section: ClassVar[str] = "preprocess"
+    height: int = Field(ge=8, le=1024, description="pixels of the model's input")
+    width: int = Field(ge=8, le=1024, description="pixels of the model's input")
+    fit: Fit = Field(description="what happens to another aspect ratio")
+    filter: Filter = Field(description="Pillow's resampling filter")
+
+    @property
+    def spec(self) -> PreprocessSpec:
+        """The value that travels with the model."""
+        return PreprocessSpec(self.height, self.width, self.fit, self.filter)
+
+
+class AugmentParams(Section):
+    section: ClassVar[str] = "augment"
+    horizontal_flip: bool = Field(description="mirror half of the images")
+    crop_padding_pixels: int = Field(ge=0, le=128, description="random shift by up to this many pixels")
+    rotation_degrees: float = Field(ge=0, le=180, description="random rotation by up to this angle")
+    scale: float = Field(ge=0, lt=1, description="random zoom by up to this share")
+    brightness: float = Field(ge=0, lt=1, description="random factor 1 +- this")
+    contrast: float = Field(ge=0, lt=1, description="random factor 1 +- this")
+    saturation: float = Field(ge=0, lt=1, description="random factor 1 +- this")
+    erasing: Share = Field(description="probability of a grey rectangle")
+    contact_sheet_images: int = Field(ge=1, le=64, description="images on reports/augmentation.png")
+    seed: Seed = Field(description="of the contact sheet; training draws from its own seed")
+
+
+class FamilyParams(Section):
+    section: ClassVar[str] = "train"
+    architecture: str = Field(min_length=1, description="a name of `visionloop.models.ARCHITECTURES` or torchvision")
+    learning_rate: float = Field(gt=0, le=100, description="peak, after warm-up")
+    options: dict[str, int | float | str | bool] = Field(description="arguments of the architecture")
+    weights: str | None = Field(description="null, a local file, or `torchvision` (which may download)")
+
+
+class TrainParams(Section):
+    section: ClassVar[str] = "train"
+    seed: Seed = Field(description="initial weights, order of batches, augmentation")
+    epochs: int = Field(ge=1, le=100_000, description="passes over the training images, unless stopped early")
+    batch_size: int = Field(ge=1, le=65_536, description="images a step")
+    optimizer: Literal["adamw", "sgd"] = Field(description="sgd uses Nesterov momentum 0.9")
+    weight_decay: float = Field(ge=0, le=10, description="decoupled; norms and biases are spared")
+    warmup_epochs: float = Field(ge=0, le=1000, description="linear warm-up before the cosine")
+    label_smoothing: float = Field(ge=0, lt=1, description="of the cross-entropy")
+    gradient_clip_norm: float = Field(ge=0, le=1e6, description="0 means no clipping")
+    early_stopping_epochs: int = Field(ge=0, le=100_000, description="epochs without a better one; 0 means never")
+    precision: Literal["auto", "fp32", "bf16"] = Field(description="auto measures a few steps of each, takes the faster")
+    device: Literal["auto", "cpu", "cuda"] = Field(description="auto takes CUDA where there is one")
+    cnn: FamilyParams
+    vit: FamilyParams
+
+    def family(self, name: str) -> FamilyParams:
+        """The settings of one family, "cnn" or "vit"."""
+        return {"cnn": self.cnn, "vit": self.vit}[name]
+
+
+class EvaluateParams(Section):
+    section: ClassVar[str] = "evaluate"
+    confidence_level: float = Field(gt=0.5, lt=1, description="of every interval")
+    gradcam_images: int = Field(ge=0, le=64, description="pictures with Grad-CAM")
+    mistake_images: int = Field(ge=0, le=200, description="pictures in the gallery of worst mistakes")
+
+
+class SelectParams(Section):
+    section: ClassVar[str] = "select"
+    alpha: float = Field(gt=0, lt=0.5, description="level of the paired test")
+    max_latency_ms: float = Field(gt=0, le=60_000, description="median for one image on this machine, ONNX Runtime")
+
+
+class ExportParams(Section):
+    section: ClassVar[str] = "export"
+    opset: int = Field(ge=17, le=24, description="of the ONNX graph")
+    golden_images: int = Field(ge=2, le=1000, description="held-out images whose answers every later form must repeat")
+    max_logit_difference: float = Field(gt=0, le=1, description="between torch and ONNX on the golden images")
+
+
+class QuantizeParams(Section):
+    section: ClassVar[str] = "quantize"
+    calibration_images: int = Field(ge=8, le=10_000, description="training images that set the ranges")
+    calibration: Literal["minmax", "entropy", "percentile"] = Field(description="how ranges are chosen")
+    per_channel: bool = Field(description="one scale per output channel of a weight")
+    operators: dict[Literal["cnn", "vit"], list[str]] = Field(description="ONNX operators to quantize, per family")
+    max_accuracy_drop: Share = Field(description="INT8 may lose this much accuracy and still ship")
+    min_speedup: float = Field(ge=0, le=100, description="and must be this many times as fast as FP32")
+    embedding_components: int = Field(ge=2, le=64, description="principal components logged with each prediction")
+
+
+class DeployParams(Section):
+    section: ClassVar[str] = "deploy"
+    backend: Literal["python", "onnxruntime"] = Field(description="python on the server from pip")
+    max_batch_size: int = Field(ge=1, le=1024, description="images in one request and in one dynamic batch")
+    max_queue_delay_microseconds: int = Field(ge=0, le=1_000_000, description="how long a batch may wait to fill")
+    instances: int = Field(ge=1, le=64, description="copies of the model")
+    threads: int = Field(ge=0, le=256, description="of ONNX Runtime per copy; 0 lets it choose")
+    keep_versions: int = Field(ge=1, le=100, description="older versions stay for a roll-back")
+    max_logit_difference: float = Field(gt=0, le=1, description="between the served and the offline answer")
+
+
+class ReferenceParams(Section):
+    section: ClassVar[str] = "reference"
+    splits: Annotated[tuple[Literal["val", "test"], ...], BeforeValidator(_tuple)] = Field(
+        min_length=1, description="held-out sides; never `train`"
+    )
+
+
+class ServeParams(Section):
+    section: ClassVar[str] = "serve"
+    http_port: int = Field(ge=1, le=65_535, description="Triton's HTTP port; the next free one where it is taken")
+    grpc_port: int = Field(ge=1, le=65_535)
+    metrics_port: int = Field(ge=1, le=65_535)
+    prefect_port: int = Field(ge=1, le=65_535)
+    evidently_port: int = Field(ge=1, le=65_535, description="not Evidently's own 8000, which is Triton's too")
+    store_url: str = Field(min_length=1, description="SQLAlchemy URL of the prediction store")
+    max_image_megabytes: float = Field(gt=0, le=1000, description="larger images are refused")
+    max_image_megapixels: float = Field(gt=0, le=1000)
+
+
+class MonitorParams(Section):
+    section: ClassVar[str] = "monitor"
+    window_rows: int = Field(ge=10, le=1_000_000, description="a window closes at this many predictions")
+    min_rows: int = Field(ge=2, le=1_000_000, description="fewer are `insufficient`, never `no drift`")
+    alpha: float = Field(gt=0, lt=1, description="false alarms a window by design")
+    max_accuracy_drop: Share = Field(description="an estimated loss above this is harm")
+    max_reject_share: Share = Field(description="more refused images than this is a health alert")
+    keep_days: int = Field(ge=1, le=3650, description="snapshots and windows older than this are removed")
+
+    @model_validator(mode="after")
+    def _rows(self) -> MonitorParams:
+        if self.min_rows > self.window_rows:
+            raise ValueError(f"min_rows is {self.min_rows}, above window_rows {self.window_rows}")
+        return self
+
+
+class Params(Section):
+    """The whole of `params.yaml`, a field per section."""
+
+    section: ClassVar[str] = ""
+    collect: CollectParams
+    clean: CleanParams
+    split: SplitParams
+    preprocess: PreprocessParams
+    augment: AugmentParams
+    train: TrainParams
+    evaluate: EvaluateParams
+    select: SelectParams
+    export: ExportParams
+    quantize: QuantizeParams
+    deploy: DeployParams
+    reference: ReferenceParams
+    serve: ServeParams
+    monitor: MonitorParams
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+def load_section(kind: type[SectionT], path: Path = PARAMS) -> SectionT:
+    """Read one section of `params.yaml`, after the whole file was checked.
+
+    A stage calls this once for each section that it declares in `dvc.yaml`; a test compares the two.
+
+    >>> load_section(TrainParams).epochs
+    40
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or says something that is not allowed.
+    """
+    return cast(SectionT, getattr(load_params(path), kind.section))
+
+
+def load_params(path: Path = PARAMS) -> Params:
+    """Read and check the whole of `params.yaml`.
+
+    Raises:
+        ConfigError: naming the key, the value and what is allowed.
+    """
+    return parse_params(_read(path), str(path))
+
+
+def parse_params(text: str, name: str = "params.yaml") -> Params:
+    """Check the text of a params file; `name` stands in the messages."""
+    try:
+        tree = yaml.load(text, Loader=_Yaml12Loader)  # noqa: S506 - a subclass of SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).split("\n")[0]
+        raise ConfigError(f"{name}{where}: this is not the YAML that is read here: {problem}.") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{name} is {'empty' if tree is None else 'not a mapping of sections'}; restore it from git.")
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{name}: {_sentence(dict(item))}" for item in error.errors())) from None
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_PARAMS_BYTES:
+            raise ConfigError(f"{path} has over {MAX_PARAMS_BYTES >> 20} MiB; a params file has a few kilobytes.")
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not UTF-8; save it as UTF-8.") from None
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror}); run this in the project's folder, where params.yaml lies."
+        ) from error
+
+
+def _sentence(item: Mapping[str, Any]) -> str:
+    location = [str(part) for part in item["loc"]]
+    key = ".".join(location)
+    value = item["input"]
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"known keys are {', '.join(known)}."
+        return f"unknown key '{key}'; {hint}"
+    if item["type"] == "missing":
+        return f"'{key}' is missing; add it."
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "value_error":
+        return f"section '{key}': {message}."
+    message = message.replace("Input should be", "it must be").replace("greater than or equal to", "at least")
+    message = message.replace("less than or equal to", "at most")
+    shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
+    return f"'{key}' is {shown}; {message[0].lower() + message[1:]}."
+
+
+def _known_keys(location: list[str]) -> list[str]:
+    model: type[BaseModel] = Params
+    for part in location:
+        field = model.model_fields.get(part)
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+            return []
+        model = field.annotation
+    return list(model.model_fields)
+
+
+class _Yaml12Loader(yaml.SafeLoader):
+    """Safe YAML with the scalars of YAML 1.2, as DVC reads it: 1e-3 is a number, yes and no are words.
+
+    Repeated keys and aliases are refused: the first hides a typo, the second can grow without bound.
+    """
+
+    def compose_node(self, parent: yaml.nodes.Node | None, index: int) -> yaml.nodes.Node | None:
+        if self.check_event(yaml.events.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.constructor.ConstructorError(None, None, "an alias (*name) is not read here", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.nodes.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = str(getattr(key_node, "value", ""))
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Yaml12Loader.yaml_implicit_resolvers = {}
+_DIGITS = list("-+0123456789")
+_Yaml12Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"),
+                                    list("tTfF"))  # fmt: skip
+_Yaml12Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_Yaml12Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), _DIGITS)
+_Yaml12Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
+    [*_DIGITS, "."],
+)

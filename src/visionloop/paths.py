@@ -1,0 +1,80 @@
+"""Every artifact's path, once, relative to the project root (the folder of `params.yaml`), where all commands run.
+
+`dvc.yaml` names the same paths; `tests/contract/test_dvc_yaml.py` compares the two.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PARAMS = Path("params.yaml")
+DVC_YAML = Path("dvc.yaml")
+
+# collect
+SHARDS = Path("data/shards")  # <source>/part-<number>-<hash>.parquet: encoded bytes, append-only
+IMAGES = Path("data/images.parquet")  # one row per image of the current data version, without bytes
+COLLECT_REPORT = Path("reports/collect.json")
+# clean
+CLEAN = Path("data/clean.parquet")  # one row per image: measures, verdict, reason, duplicate cluster
+CLEANING_PAGE = Path("reports/cleaning.html")
+CLEANING_REPORT = Path("reports/cleaning.json")
+# split
+SPLIT = Path("data/split.parquet")  # one row per kept image: id, label, split, cluster
+SPLIT_REPORT = Path("reports/split.json")
+# augment
+PACKED = Path("data/packed")  # {train,val,test}.{images,labels}.npy, {...}.ids.txt, meta.json
+CONTACT_SHEET = Path("reports/augmentation.png")
+# train, evaluate: one folder per family ("cnn", "vit")
+MODELS = Path("models")
+TRAIN_REPORTS = Path("reports/train")
+EVALUATE_REPORTS = Path("reports/evaluate")
+# select
+SELECTED = Path("models/selected.json")
+SELECT_REPORT = Path("reports/select.json")
+# export, quantize
+EXPORTED = Path("models/exported")  # model.onnx (FP32), card.json, golden.npz
+EXPORT_REPORT = Path("reports/export.json")
+SHIPPED = Path("models/shipped")  # model.onnx (INT8 or FP32, whichever earned it), embedding_pca.npz, card.json
+QUANTIZE_REPORT = Path("reports/quantize.json")
+# deploy
+MODEL_REPOSITORY = Path("model_repository")
+DEPLOY_REPORT = Path("reports/deploy.json")
+# reference
+REFERENCE = Path("data/reference.parquet")  # one LoggedPrediction row per held-out image, with its true label
+REFERENCE_REPORT = Path("reports/reference.json")
+
+# Files inside a model folder.
+MODEL_ONNX = "model.onnx"
+MODEL_TORCH = "model.pt"
+CARD = "card.json"
+EMBEDDING_PCA = "embedding_pca.npz"
+GOLDEN = "golden.npz"
+LABELS = "labels.txt"
+RELEASE = "release.json"  # in the model repository: which version of `classifier` is champion
+
+# What the live system writes; never in git, never a DVC output.
+VAR = Path("var")
+STORE_DB = VAR / "store.db"
+SPOOL = VAR / "spool"
+RUN = VAR / "run"  # process ids, ports, the private Triton backend folder
+ENDPOINTS = RUN / "endpoints.json"
+LOGS = VAR / "logs"
+EVIDENTLY_WORKSPACE = VAR / "evidently"
+DRIFT_REPORTS = VAR / "drift"  # one HTML page and one JSON file per closed window
+PREFECT_HOME = VAR / "prefect"
+RUN_SUMMARY = VAR / "run-summary.json"
+
+
+def family_folder(family: str) -> Path:
+    """`models/<family>`: model.pt, card.json, and the resume folder of an interrupted training."""
+    return MODELS / family
+
+
+def train_report(family: str) -> Path:
+    """`reports/train/<family>`: what DVCLive writes during training."""
+    return TRAIN_REPORTS / family
+
+
+def evaluate_report(family: str) -> Path:
+    """`reports/evaluate/<family>`: metrics, predictions, plots and pictures."""
+    return EVALUATE_REPORTS / family

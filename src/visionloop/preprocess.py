@@ -1,0 +1,181 @@
+"""Image bytes to the uint8 array that every model of the project takes. The only preprocessing there is.
+
+Training, evaluation, calibration, Triton and monitoring all call `preprocess`; cast, scale, mean and standard deviation are
+inside the network graph. Only numpy and Pillow are used, because the model server imports this module.
+
+Does not cover: augmentation (`data/augmentation.py`) and formats beyond JPEG, PNG, WebP and BMP, which are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import struct
+import warnings
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from visionloop.errors import ImageError
+
+PixelArray = npt.NDArray[np.uint8]
+Fit = Literal["stretch", "letterbox", "crop"]
+Filter = Literal["nearest", "box", "bilinear", "bicubic", "lanczos"]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+_RESAMPLING: dict[str, Image.Resampling] = {name.lower(): value for name, value in Image.Resampling.__members__.items()}
+# Everything that Pillow 13 was seen to raise on damaged files; anything else is a fault of ours and may surface.
+_PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, MemoryError, struct.error, IndexError, OverflowError,
+                  Image.DecompressionBombError)  # fmt: skip
+DEFAULT_MAX_PIXELS = 50_000_000  # twice a 24-megapixel photo; Pillow itself only warns up to 179 megapixels
+
+
+@dataclass(frozen=True, slots=True)
+class PreprocessSpec:
+    """How an image becomes the model's input. It travels in the model card and in the ONNX metadata.
+
+    `fit` says what happens to another aspect ratio: "stretch" ignores it, "letterbox" pads with gray 114, "crop" cuts the
+    centre. Transparent pixels are laid over white.
+    """
+
+    height: int
+    width: int
+    fit: Fit = "stretch"
+    filter: Filter = "bilinear"
+
+    @property
+    def version(self) -> str:
+        """A short hash of the spec and of the rules of this module; logged with each prediction."""
+        text = json.dumps({**asdict(self), "rules": 1}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedImage:
+    """An image as RGB in its upright orientation, with what its file said of itself."""
+
+    image: Image.Image  # mode "RGB"
+    format: str
+    mode: str  # before conversion
+    width_pixels: int  # upright
+    height_pixels: int
+
+
+def decode(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedImage:
+    """Decode JPEG, PNG, WebP (first frame) or BMP bytes to upright RGB.
+
+    EXIF orientation is applied, alpha is laid over white, palettes are resolved, CMYK is converted, and 16-bit gray is
+    divided by 257 (65535 becomes 255).
+
+    Raises:
+        ImageError: reason "empty", "unsupported_format", "unreadable", "truncated" or "too_large".
+
+    >>> decode(Path("cat.jpg").read_bytes()).width_pixels
+    640
+    """
+    if not data:
+        raise ImageError("empty", "The image has no bytes; send the content of a JPEG, PNG, WebP or BMP file.")
+    with warnings.catch_warnings():
+        # Pillow warns of odd EXIF and ICC blocks that do not change the pixels; the size limit is ours, below.
+        warnings.simplefilter("ignore")
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        except UnidentifiedImageError:
+            raise _unidentified(data) from None
+        except _PILLOW_ERRORS as error:
+            raise ImageError("unreadable", f"The image header cannot be read ({_short(error)}).") from error
+        if image.width * image.height > max_pixels:
+            raise ImageError(
+                "too_large",
+                f"The image has {image.width} x {image.height} pixels, more than the limit of "
+                f"{max_pixels / 1e6:g} megapixels; make it smaller first.",
+            )
+        file_format, mode = image.format or "", image.mode
+        try:
+            if file_format == "JPEG":
+                image.load()  # `verify` does nothing for JPEG
+            else:
+                # PNG: `verify` checks every chunk's CRC, which `load` skips for all but the pixels.
+                image.verify()
+                image = Image.open(io.BytesIO(data), formats=FORMATS)
+                image.load()
+            upright = _transpose(image)
+            rgb = _to_rgb(upright)
+        except _PILLOW_ERRORS as error:
+            reason = "truncated" if "truncated" in str(error).lower() else "unreadable"
+            raise ImageError(reason, f"The image is damaged ({_short(error)}); export or download it again.") from error
+    return DecodedImage(rgb, file_format, mode, rgb.width, rgb.height)
+
+
+def resize(image: Image.Image, spec: PreprocessSpec) -> PixelArray:
+    """Resize an RGB image to the model's input, uint8 [height, width, 3], 0 to 255.
+
+    Pillow's filters widen with the reduction, so a large photo is averaged rather than sampled.
+    """
+    size = (spec.width, spec.height)
+    resampling = _RESAMPLING[spec.filter]
+    if spec.fit == "crop":
+        image = ImageOps.fit(image, size, method=resampling)
+    elif spec.fit == "letterbox":
+        image = ImageOps.pad(image, size, method=resampling, color=(114, 114, 114))
+    elif image.size != size:
+        image = image.resize(size, resampling)
+    return np.array(image, dtype=np.uint8)
+
+
+def preprocess(data: bytes, spec: PreprocessSpec, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> PixelArray:
+    """Turn encoded image bytes into the model's input, uint8 [height, width, 3], RGB, 0 to 255.
+
+    Raises:
+        ImageError: see `decode`.
+
+    >>> preprocess(png_bytes, PreprocessSpec(height=32, width=32)).shape
+    (32, 32, 3)
+    """
+    return resize(decode(data, max_pixels=max_pixels).image, spec)
+
+
+def encode_png(pixels: PixelArray) -> bytes:
+    """Encode a uint8 array, gray [H, W] or RGB [H, W, 3], as PNG; the same array gives the same bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _transpose(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except _PILLOW_ERRORS:  # a broken EXIF block says nothing about the pixels
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        wide = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(np.clip((wide + 128) // 257, 0, 255).astype(np.uint8)).convert("RGB")
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _unidentified(data: bytes) -> ImageError:
+    starts: dict[bytes, str] = {
+        b"GIF8": "GIF", b"II*\x00": "TIFF", b"MM\x00*": "TIFF", b"<svg": "SVG", b"<?xml": "XML or SVG", b"%!PS": "EPS",
+        b"\x00\x00\x01\x00": "ICO", b"%PDF": "PDF", b"<!DOC": "HTML", b"<html": "HTML", b"PK\x03\x04": "ZIP",
+    }  # fmt: skip
+    found = next((name for start, name in starts.items() if data.startswith(start)), None)
+    if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
+        found = "HEIC"
+    if found:
+        return ImageError("unsupported_format", f"The bytes are {found}; send JPEG, PNG, WebP or BMP.")
+    return ImageError("unreadable", "The bytes are not a JPEG, PNG, WebP or BMP image.")
+
+
+def _short(error: BaseException) -> str:
+    return str(error).split("\n")[0][:120] or type(error).__name__
