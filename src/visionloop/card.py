@@ -83,5 +83,3 @@ def load_card(folder: Path) -> ModelCard:
         ) from error
     except (ValidationError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} is no model card of this visionloop; rebuild it with `dvc repro`.") from error
-            f"{path} is not a model card of this version of visionloop; rebuild it with `dvc repro`."
-        ) from error
