@@ -1,0 +1,63 @@
+"""Progress of a long loop: a bar with rate and time left on a terminal, else a line every few seconds.
+
+Written to standard error, so that a command's own output can be piped.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+Item = TypeVar("Item")
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.finished_speed or task.speed or 0:,.0f}/s")
+
+
+def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+    """Yield from `items` and show how far it is. `total` is asked of `items` where it has a length.
+
+    >>> for row in track(rows, "measure"):
+    ...     ...
+    """
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)
+    console = Console(stderr=True)
+    return _bar(items, description, total, console) if console.is_terminal else _lines(items, description, total)
+
+
+def _bar(items: Iterable[Item], description: str, total: int | None, console: Console) -> Iterator[Item]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _RateColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        yield from progress.track(items, total=total, description=description)
+
+
+def _lines(items: Iterable[Item], description: str, total: int | None) -> Iterator[Item]:
+    start = last = time.monotonic()
+    done = 0
+    for item in items:
+        yield item
+        done += 1
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES:
+            last = now
+            print(line(description, done, total, now - start), file=sys.stderr, flush=True)  # noqa: T201 - the line is the product
+    print(line(description, done, total, time.monotonic() - start), file=sys.stderr, flush=True)  # noqa: T201
+
+
+def line(description: str, done: int, total: int | None, seconds: float) -> str:
+    """One line of progress, as "measure 512/1797, 1,024/s, 1 s left"."""
+    rate = done / seconds if seconds > 0 else 0.0
+    if total is None or done >= total or rate == 0:
+        return f"{description} {done}{f'/{total}' if total else ''}, {rate:,.0f}/s, {seconds:.1f} s"
+    return f"{description} {done}/{total}, {rate:,.0f}/s, {(total - done) / rate:.0f} s left"
