@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from rich.console import Console
@@ -30,7 +30,7 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
     >>> for row in track(rows, "measure"):
     ...     ...
     """
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     console = Console(stderr=True)
     return _bar(items, description, total, console) if console.is_terminal else _lines(items, description, total)
