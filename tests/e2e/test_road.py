@@ -1,0 +1,144 @@
+"""The pipeline under real DVC: every stage runs from what it declares alone, and only what changed runs again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from tests.e2e.project import Project, environment
+
+ROOT = Path(__file__).parents[2]
+
+
+def stages() -> list[str]:
+    entries = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    return [
+        f"{name}@{item}" if "foreach" in entry else name
+        for name, entry in entries.items()
+        for item in entry.get("foreach", [""])
+    ]
+
+
+def declaration(stage: str) -> dict[str, list[str]]:
+    """A stage's cmd, deps and outs with the item and the parameters filled in."""
+    name, _, item = stage.partition("@")
+    entry = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][name]
+    body = entry.get("do", entry)
+
+    def names(key: str) -> list[str]:
+        found = [one if isinstance(one, str) else next(iter(one)) for one in body.get(key, [])]
+        return [one.replace("${item}", item).replace("${collect.path}", "data/raw") for one in found]
+
+    return {
+        "cmd": body["cmd"].replace("${item}", item).split(" "),
+        "deps": names("deps"),
+        "outs": names("outs") + names("metrics") + names("plots"),
+    }
+
+
+@pytest.mark.parametrize("stage", stages())
+def test_a_stage_runs_from_what_it_declares_and_writes_what_it_declares(road: Project, stage: str, tmp_path: Path) -> None:
+    """In a folder with the declared deps and params.yaml alone, an undeclared read fails and an undeclared write is seen."""
+    declared = declaration(stage)
+    for name in [*declared["deps"], "params.yaml"]:
+        source, target = road.root / name, tmp_path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target)
+        else:
+            shutil.copy2(source, target)
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    done = subprocess.run(
+        declared["cmd"],
+        cwd=tmp_path,
+        env=environment(PYTHONPATH=f"{tmp_path / 'src'}{os.pathsep}{tmp_path}"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    outs = [tmp_path / name for name in declared["outs"]]
+    for out in outs:
+        assert out.exists(), f"{stage} declares {out.name} and did not write it"
+    for path in {path for path in tmp_path.rglob("*") if path.is_file()} - before:
+        assert any(out == path or out in path.parents for out in outs), (
+            f"{stage} wrote {path.relative_to(tmp_path)} undeclared"
+        )
+
+
+def test_nothing_runs_twice(road: Project) -> None:
+    assert "Data and pipelines are up to date" in road.run("dvc", "status").stdout
+    assert "Data and pipelines are up to date" in road.run("dvc", "repro", "--dry").stdout
+
+
+def test_only_what_a_parameter_touches_is_stale(own_road: Project) -> None:
+    own_road.set_param(r"^  mistake_images: .*$", "  mistake_images: 3")
+    status = json.loads(own_road.run("dvc", "status", "--json").stdout)
+    assert set(status) == {"evaluate@cnn", "evaluate@vit"}
+
+
+def test_the_same_data_stages_give_the_same_bytes(road: Project, tmp_path: Path) -> None:
+    for stage in ("collect", "clean", "split"):
+        declared = declaration(stage)
+        for name in [*declared["deps"], "params.yaml"]:
+            if not (tmp_path / name).exists():
+                source = road.root / name
+                (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+                (shutil.copytree if source.is_dir() else shutil.copy2)(source, tmp_path / name)
+        environment_ = environment(PYTHONPATH=f"{tmp_path / 'src'}{os.pathsep}{tmp_path}")
+        subprocess.run(declared["cmd"], cwd=tmp_path, env=environment_, capture_output=True, timeout=300, check=True)
+    for name in ("data/images.parquet", "data/clean.parquet", "data/split.parquet"):
+        assert (tmp_path / name).read_bytes() == (road.root / name).read_bytes(), name
+
+
+def test_every_kept_image_stands_on_one_side(road: Project) -> None:
+    split = pd.read_parquet(road.root / "data/split.parquet")
+    shares = split["split"].value_counts(normalize=True)
+    assert shares["train"] == pytest.approx(0.7, abs=0.01)
+    assert shares["val"] == pytest.approx(0.2, abs=0.01)
+    assert shares["test"] == pytest.approx(0.1, abs=0.01)
+    assert split.groupby("cluster")["split"].nunique().max() == 1
+    assert split["id"].is_unique
+
+
+def test_dvc_verbs(own_road: Project) -> None:
+    metrics = json.loads(own_road.run("dvc", "metrics", "show", "--json").stdout)
+    assert 0 <= metrics[""]["data"]["reports/evaluate/cnn/metrics.json"]["data"]["accuracy"] <= 1
+    assert "collect" in own_road.run("dvc", "dag").stdout
+    own_road.run("dvc", "plots", "show", "--out", "plots")
+    page = (own_road.root / "plots" / "index.html").read_text()
+    assert "confusion" in page
+    own_road.run("dvc", "push")
+    own_road.set_param(r"^  label_smoothing: .*$", "  label_smoothing: 0.11")
+    difference = own_road.run("dvc", "params", "diff").stdout
+    assert "train.label_smoothing" in difference
+    assert "0.11" in difference
+    shutil.rmtree(own_road.root / "data" / "packed")
+    shutil.rmtree(own_road.root / ".dvc" / "cache")
+    own_road.run("dvc", "pull", "data/packed")
+    assert (own_road.root / "data" / "packed" / "meta.json").exists()
+
+
+def test_an_experiment_changes_one_parameter_and_reports_it(own_road: Project) -> None:
+    own_road.run("git", "add", "-A")
+    own_road.run("git", "commit", "-qm", "state")
+    own_road.run("dvc", "exp", "run", "-S", "train.epochs=1", "evaluate@cnn", timeout=400)
+    shown = own_road.run("dvc", "params", "diff", "HEAD").stdout
+    assert "train.epochs" in shown
+    assert "reports/evaluate/cnn/metrics.json" in own_road.run("dvc", "metrics", "diff", "HEAD").stdout
+
+
+def test_a_wrong_parameter_stops_the_first_stage(own_road: Project) -> None:
+    own_road.set_param(r"^  early_stopping_epochs: .*$", "  early_stoping_epochs: 3")
+    done = own_road.run("dvc", "repro", "-f", "-s", "collect", code=None)
+    assert done.returncode != 0
+    assert "unknown key 'train.early_stoping_epochs'; did you mean 'early_stopping_epochs'?" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
