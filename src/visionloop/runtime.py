@@ -1,0 +1,217 @@
+"""An ONNX model as two arrays in, two arrays out, and how fast it is. Needs only numpy and ONNX Runtime.
+
+The model server, the reference, quantization and `visionloop predict` all run models through `OnnxModel`, so an offline
+answer and a served one come from the same code. Bytes are hashed before they are loaded, and the hashed bytes are the loaded
+ones. Does not cover: making models (`visionloop.compression`) and turning logits into a `Prediction` (`visionloop.observe`).
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from visionloop.card import EMBEDDING_NAME, INPUT_NAME, LOGITS_NAME, ModelCard, load_card
+from visionloop.errors import ArtifactError, ImageError
+from visionloop.paths import MODEL_ONNX
+
+Images = npt.NDArray[np.uint8]  # [N, H, W, 3]
+Floats = npt.NDArray[np.float32]
+
+LABELS_KEY = "labels"  # in the ONNX metadata: JSON list of class names, in the order of the logits
+_FATAL = 4  # ONNX Runtime's severity; its errors arrive as exceptions, so the log would only say them twice
+
+
+class OnnxModel:
+    """A loaded ONNX classifier with uint8 images [N, H, W, 3] in, logits [N, K] and embedding [N, D] out.
+
+    One model may be used from several threads at once. Sends no telemetry.
+
+    >>> model = OnnxModel(Path("model.onnx").read_bytes(), threads=1)
+    >>> logits, embedding = model.run(np.zeros((2, 16, 16, 3), np.uint8))
+
+    Raises:
+        ArtifactError: the bytes are no ONNX model, or one with other inputs and outputs.
+    """
+
+    def __init__(self, data: bytes, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)) -> None:
+        """Load `data`. `threads` 0 means one per physical core; `providers` are ONNX Runtime's names, best first."""
+        missing = [name for name in providers if name not in onnxruntime.get_available_providers()]
+        if missing:
+            raise ArtifactError(
+                f"ONNX Runtime here has no {missing[0]}, only {', '.join(onnxruntime.get_available_providers())}; "
+                "install the onnxruntime package that carries it, or ask for CPUExecutionProvider."
+            )
+        if not data:
+            raise ArtifactError("The ONNX model has no bytes; rebuild it with `dvc repro`.")
+        onnxruntime.disable_telemetry_events()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = _FATAL
+        try:
+            self._session = onnxruntime.InferenceSession(data, options, providers=list(providers))
+        except Exception as error:  # onnxruntime raises a dozen classes of its own below Exception
+            raise ArtifactError(
+                f"The ONNX model cannot be loaded ({_first_line(error)}); rebuild it with `dvc repro`."
+            ) from error
+        self.metadata: Mapping[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        inputs = {item.name: (item.type, item.shape) for item in self._session.get_inputs()}
+        outputs = {item.name: (item.type, item.shape) for item in self._session.get_outputs()}
+        kind, shape = inputs.get(INPUT_NAME, ("", []))
+        if len(inputs) != 1 or kind != "tensor(uint8)" or len(shape) != 4 or not _is_fixed(shape[1:]) or shape[3] != 3:
+            raise ArtifactError(
+                f"The ONNX model takes {inputs}; a classifier takes '{INPUT_NAME}' as uint8 [batch, H, W, 3]. "
+                "Export it with `dvc repro export`."
+            )
+        if not all(_is_output(outputs.get(name)) for name in (LOGITS_NAME, EMBEDDING_NAME)):
+            raise ArtifactError(
+                f"The ONNX model gives {outputs}; a classifier gives '{LOGITS_NAME}' and '{EMBEDDING_NAME}' as float32 "
+                "[batch, K] and [batch, D]. Export it with `dvc repro export`."
+            )
+        self.height: int = shape[1]
+        self.width: int = shape[2]
+        self.num_classes: int = outputs[LOGITS_NAME][1][1]
+        self.embedding_size: int = outputs[EMBEDDING_NAME][1][1]
+
+    def run(self, images: Images) -> tuple[Floats, Floats]:
+        """Logits float32 [N, K] and embedding float32 [N, D] of uint8 images [N, H, W, 3], N at least 1.
+
+        Raises:
+            ImageError: reason "wrong_input": another dtype or shape.
+            ArtifactError: the model fails, or answers with NaN or infinity (weights that are not finite).
+        """
+        expected = (self.height, self.width, 3)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected or len(images) == 0:
+            raise ImageError(
+                "wrong_input",
+                f"The model takes uint8 [N, {self.height}, {self.width}, 3] with N at least 1, "
+                f"not {images.dtype} {list(images.shape)}; make it with visionloop.preprocess.",
+            )
+        try:
+            logits, embedding = self._session.run([LOGITS_NAME, EMBEDDING_NAME], {INPUT_NAME: images})
+        except Exception as error:  # as above
+            raise ArtifactError(f"The ONNX model fails on {len(images)} images ({_first_line(error)}).") from error
+        if not (np.isfinite(logits).all() and np.isfinite(embedding).all()):
+            raise ArtifactError(
+                "The ONNX model answers with NaN or infinity, so its weights are not finite; roll back to an earlier "
+                "version, or train again with a lower learning rate."
+            )
+        return logits, embedding
+
+
+def load(
+    folder: Path, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)
+) -> tuple[OnnxModel, ModelCard]:
+    """The model and the card of a folder, after the file's hash and the agreement of the two were checked.
+
+    Raises:
+        ArtifactError: a file is missing or damaged, or card and model differ in size, classes or their order.
+    """
+    card = load_card(folder)
+    model = OnnxModel(card.read_file(folder, MODEL_ONNX), threads, providers)
+    check_agreement(model, card, folder)
+    return model, card
+
+
+def check_agreement(model: OnnxModel, card: ModelCard, folder: Path) -> None:
+    """Check that a model is the one that its card describes.
+
+    Raises:
+        ArtifactError: they differ in input size, number or order of the classes, or embedding size.
+    """
+    said = {
+        "input size": (card.preprocess.height, card.preprocess.width),
+        "number of classes": len(card.labels),
+        "embedding size": card.embedding_size,
+        "classes": card.labels,
+    }
+    has = {
+        "input size": (model.height, model.width),
+        "number of classes": model.num_classes,
+        "embedding size": model.embedding_size,
+        "classes": _labels(model.metadata),
+    }
+    for what, value in said.items():
+        if has[what] != value:
+            raise ArtifactError(
+                f"{folder}: the card says {what} {value}, {MODEL_ONNX} has {has[what]}; they are of two models. "
+                "Rebuild both with `dvc repro`."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How long one call takes, on this machine, as it was loaded at that moment."""
+
+    batch_size: int
+    p50_ms: float
+    p95_ms: float
+
+    @property
+    def images_per_second(self) -> float:
+        """At the median call."""
+        return self.batch_size / self.p50_ms * 1000
+
+
+def measure_latency(model: OnnxModel, images: Images, batch_sizes: Sequence[int], repeats: int) -> tuple[Latency, ...]:
+    """Time `repeats` calls at each batch size after a warm-up; one `Latency` per batch size, in their order.
+
+    `images` uint8 [M, H, W, 3] with M at least 1 are repeated to fill a batch.
+
+    >>> measure_latency(model, images, (1, 32), repeats=50)[0].p50_ms
+    0.41
+    """
+    return compare_latency({"model": model}, images, batch_sizes, repeats)["model"]
+
+
+def compare_latency(
+    models: Mapping[str, OnnxModel], images: Images, batch_sizes: Sequence[int], repeats: int
+) -> dict[str, tuple[Latency, ...]]:
+    """As `measure_latency`, for several models call by call in turn.
+
+    Another load on the machine then slows them alike, so that their ratio holds where the single figures do not.
+    """
+    results: dict[str, list[Latency]] = {name: [] for name in models}
+    for batch_size in batch_sizes:
+        batch = images[np.arange(batch_size) % len(images)]
+        for model in models.values():
+            for _ in range(3):  # the first calls allocate
+                model.run(batch)
+        times: dict[str, list[float]] = {name: [] for name in models}
+        for _ in range(repeats):
+            for name, model in models.items():
+                start = time.perf_counter()
+                model.run(batch)
+                times[name].append((time.perf_counter() - start) * 1000)
+        for name, values in times.items():
+            p95 = float(np.percentile(values, 95))
+            results[name].append(Latency(batch_size, statistics.median(values), p95))
+    return {name: tuple(values) for name, values in results.items()}
+
+
+def _labels(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    try:
+        labels = json.loads(metadata.get(LABELS_KEY, "[]"))
+    except json.JSONDecodeError:
+        return ()
+    return tuple(str(label) for label in labels) if isinstance(labels, list) else ()
+
+
+def _is_fixed(shape: Sequence[object]) -> bool:
+    return all(isinstance(size, int) and size > 0 for size in shape)
+
+
+def _is_output(output: tuple[str, list[object]] | None) -> bool:
+    return output is not None and output[0] == "tensor(float)" and len(output[1]) == 2 and _is_fixed(output[1][1:])
+
+
+def _first_line(error: BaseException) -> str:
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line.removeprefix("[ONNXRuntimeError] : ")[:160]
