@@ -150,6 +150,7 @@ class DriftResult:
     estimated_accuracy: float | None  # without labels, by ATC
     reference_accuracy: float | None
     health: tuple[str, ...]  # level 0: sentences about missing values, reject rate, duplicates
+    estimated_interval: tuple[float, float] | None = None  # 95 %, bootstrap over window and reference
 
 
 @dataclass(frozen=True, slots=True)
