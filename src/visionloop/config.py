@@ -91,6 +91,7 @@ class AugmentParams(Section):
     section: ClassVar[str] = "augment"
     horizontal_flip: bool = Field(description="mirror half of the images")
     crop_padding_pixels: int = Field(ge=0, le=128, description="random shift by up to this many pixels")
+    padding: Literal["reflect", "edge"] = Field(description="what fills the border that a shift or rotation opens")
     rotation_degrees: float = Field(ge=0, le=180, description="random rotation by up to this angle")
     scale: float = Field(ge=0, lt=1, description="random zoom by up to this share")
     brightness: float = Field(ge=0, lt=1, description="random factor 1 +- this")

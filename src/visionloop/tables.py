@@ -1,0 +1,110 @@
+"""Rows of `records.py` as Parquet files: the column names are the field names, and equal rows give equal bytes.
+
+Does not cover: image bytes, which `data/shards.py` streams in row groups.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from visionloop.errors import ArtifactError
+from visionloop.files import atomic_path
+
+RowT = TypeVar("RowT")
+
+_SIMPLE: Mapping[object, pa.DataType] = {
+    str: pa.string(),
+    int: pa.int64(),
+    float: pa.float64(),
+    bool: pa.bool_(),
+    datetime: pa.timestamp("us", tz="UTC"),
+}
+
+
+def schema_of(kind: type[Any]) -> pa.Schema:
+    """The Arrow schema of a dataclass of strings, numbers, UTC times, tuples of these, and their `| None`."""
+    hints = get_type_hints(kind)
+    return pa.schema([_field(field.name, hints[field.name]) for field in dataclasses.fields(kind)])
+
+
+def write_rows(path: Path, kind: type[RowT], rows: Sequence[RowT], metadata: Mapping[str, str] | None = None) -> None:
+    """Write dataclass rows of one kind to a Parquet file, whole or not at all; `metadata` goes into its schema."""
+    schema = schema_of(kind)
+    columns = [pa.array([getattr(row, field.name) for row in rows], field.type) for field in schema]
+    table = pa.Table.from_arrays(columns, schema=schema)
+    if metadata:
+        table = table.replace_schema_metadata(dict(metadata))
+    with atomic_path(path) as tmp:
+        pq.write_table(table, tmp, compression="zstd")
+
+
+def read_rows(path: Path, kind: type[RowT]) -> list[RowT]:
+    """Read what `write_rows` wrote.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or of other columns.
+    """
+    schema = schema_of(kind)
+    try:
+        table = pq.read_table(path, columns=schema.names).cast(schema)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise _unreadable(path, error) from error
+    return rows_of(table, kind)
+
+
+def rows_of(table: pa.Table, kind: type[RowT]) -> list[RowT]:
+    """The rows of a table that has at least the columns of `kind`."""
+    columns = [_values(table.column(field.name)) for field in schema_of(kind)]
+    return [kind(*values) for values in zip(*columns, strict=True)]
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The `metadata` that `write_rows` was given.
+
+    Raises:
+        ArtifactError: the file is missing or damaged.
+    """
+    try:
+        found = pq.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(path, error) from error
+    return {key.decode(): value.decode() for key, value in found.items()}
+
+
+def _unreadable(path: Path, error: Exception) -> ArtifactError:
+    why = "it is missing" if isinstance(error, FileNotFoundError) else str(error).split("\n")[0][:120]
+    return ArtifactError(f"{path} cannot be read ({why}); bring it back with `dvc checkout` or rebuild it with `dvc repro`.")
+
+
+def _field(name: str, hint: object) -> pa.Field:
+    parts = get_args(hint)
+    if get_origin(hint) in (Union, types.UnionType) and type(None) in parts:
+        (inner,) = (part for part in parts if part is not type(None))
+        return pa.field(name, _arrow(inner), nullable=True)
+    return pa.field(name, _arrow(hint), nullable=False)
+
+
+def _arrow(hint: object) -> pa.DataType:
+    origin = get_origin(hint)
+    if origin is Literal:
+        return pa.string()
+    if origin is tuple:
+        return pa.list_(_SIMPLE[get_args(hint)[0]])
+    return _SIMPLE[hint]
+
+
+def _values(column: pa.ChunkedArray) -> Iterable[object]:
+    values: list[Any] = column.to_pylist()
+    if pa.types.is_timestamp(column.type):
+        return [value if value is None else value.astimezone(UTC) for value in values]
+    if pa.types.is_list(column.type):
+        return [value if value is None else tuple(value) for value in values]
+    return values
