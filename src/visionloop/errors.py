@@ -51,6 +51,10 @@ class MonitoringError(VisionloopError):
     """A drift window or a reference cannot be used."""
 
 
+class PipelineError(VisionloopError):
+    """A stage, DVC, Prefect or another part of the running system failed."""
+
+
 class BlockedError(VisionloopError):
     """A gate or a budget said no. Not a fault: the exit code is 2, so that scripts can tell it from one."""
 
