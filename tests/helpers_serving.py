@@ -1,0 +1,73 @@
+"""A tiny shipped model folder, made without torch: mean colours and a pooled vector through one matrix."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from visionloop.card import EMBEDDING_NAME, INPUT_NAME, LOGITS_NAME, ModelCard
+from visionloop.config import DeployParams
+from visionloop.features import EmbeddingPCA
+from visionloop.files import write_bytes
+from visionloop.paths import EMBEDDING_PCA, MODEL_ONNX
+from visionloop.preprocess import PreprocessSpec
+
+LABELS = ("blau", "grün", "rot")
+SPEC = PreprocessSpec(height=8, width=8)
+DEPLOY = DeployParams(
+    backend="python",
+    max_batch_size=8,
+    max_queue_delay_microseconds=200,
+    instances=1,
+    threads=1,
+    keep_versions=3,
+    max_logit_difference=0.001,
+)
+
+
+def ship(folder: Path, *, seed: int = 0, labels: tuple[str, ...] = LABELS, spec: PreprocessSpec = SPEC) -> ModelCard:
+    """Write model.onnx, embedding_pca.npz and card.json of a model that `seed` draws; the same seed gives the same bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    nodes = [
+        helper.make_node("Cast", [INPUT_NAME], ["cast"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["cast", "scale"], ["scaled"]),
+        helper.make_node("ReduceMean", ["scaled", "axes"], ["pooled"], keepdims=0),
+        helper.make_node("MatMul", ["pooled", "widen"], [EMBEDDING_NAME]),
+        helper.make_node("MatMul", [EMBEDDING_NAME, "head"], [LOGITS_NAME]),
+    ]
+    weights = [
+        numpy_helper.from_array(np.array(255, np.float32), "scale"),
+        numpy_helper.from_array(np.array([1, 2], np.int64), "axes"),
+        numpy_helper.from_array(rng.normal(size=(3, 12)).astype(np.float32), "widen"),
+        numpy_helper.from_array(rng.normal(size=(12, len(labels))).astype(np.float32), "head"),
+    ]
+    inputs = [helper.make_tensor_value_info(INPUT_NAME, TensorProto.UINT8, ["batch", spec.height, spec.width, 3])]
+    outputs = [
+        helper.make_tensor_value_info(LOGITS_NAME, TensorProto.FLOAT, ["batch", len(labels)]),
+        helper.make_tensor_value_info(EMBEDDING_NAME, TensorProto.FLOAT, ["batch", 12]),
+    ]
+    graph = helper.make_graph(nodes, "tiny", inputs, outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    model.metadata_props.add(key="labels", value=json.dumps(labels))
+    onnx.checker.check_model(model)
+    write_bytes(folder / MODEL_ONNX, model.SerializeToString())
+    pca = EmbeddingPCA.fit(rng.normal(size=(64, 12)).astype(np.float32), 8)
+    write_bytes(folder / EMBEDDING_PCA, pca.to_bytes())
+    card = ModelCard(
+        family="cnn",
+        architecture="tiny",
+        labels=labels,
+        preprocess=spec,
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        embedding_size=12,
+        precision="fp32",
+        parameters=36 + 12 * len(labels),
+    ).with_files(folder, (MODEL_ONNX, EMBEDDING_PCA))
+    card.write(folder)
+    return card
