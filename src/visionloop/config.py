@@ -161,6 +161,10 @@ class QuantizeParams(Section):
     min_speedup: float = Field(ge=0, le=100, description="and must be this many times as fast as FP32")
     embedding_components: int = Field(ge=2, le=64, description="principal components logged with each prediction")
 
+    def operators_of(self, family: str) -> tuple[str, ...]:
+        """The operators to quantize in one family, "cnn" or "vit"."""
+        return tuple(self.operators["vit" if family == "vit" else "cnn"])
+
 
 class DeployParams(Section):
     section: ClassVar[str] = "deploy"

@@ -8,24 +8,20 @@ Does not cover: writing rows (the store does) and testing them (`monitoring`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import uuid6
 
 from visionloop.card import ModelCard
-from visionloop.errors import DataError, ImageError
+from visionloop.errors import ImageError
 from visionloop.features import EmbeddingPCA, image_features, output_features
 from visionloop.files import sha256_bytes
 from visionloop.paths import MODEL_ONNX
 from visionloop.preprocess import DecodedImage, PixelArray
 from visionloop.records import LoggedPrediction
-
-COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(LoggedPrediction))
 
 
 def new_prediction_id() -> str:
@@ -160,33 +156,3 @@ class Observer:
             batch_size=0,
             target=target,
         )
-
-
-def to_columns(rows: Iterable[LoggedPrediction]) -> dict[str, list[Any]]:
-    """One list per field, in the order of `LoggedPrediction`; `probabilities` and `embedding` become lists."""
-    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-    for row in rows:
-        for name, values in columns.items():
-            value = getattr(row, name)
-            values.append(list(value) if isinstance(value, tuple) else value)
-    return columns
-
-
-def from_columns(columns: Mapping[str, Sequence[Any]]) -> list[LoggedPrediction]:
-    """What `to_columns` took apart. Columns beyond the fields are ignored.
-
-    Raises:
-        DataError: a column is missing or the columns differ in length.
-    """
-    missing = [name for name in COLUMNS if name not in columns]
-    if missing:
-        raise DataError(f"The table has no column '{missing[0]}'; it was not written by this visionloop.")
-    lengths = {name: len(columns[name]) for name in COLUMNS}
-    if len(set(lengths.values())) > 1:
-        raise DataError(f"The columns differ in length ({lengths}); the table is damaged.")
-    rows = zip(*(columns[name] for name in COLUMNS), strict=True)
-    return [_row([tuple(value) if isinstance(value, list) else value for value in values]) for values in rows]
-
-
-def _row(values: list[Any]) -> LoggedPrediction:
-    return LoggedPrediction(*values)

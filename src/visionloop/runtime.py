@@ -105,6 +105,15 @@ class OnnxModel:
             )
         return logits, embedding
 
+    def run_all(self, images: Images, batch_size: int = 64) -> tuple[Floats, Floats]:
+        """As `run`, for any number of images (none, too), in batches, so that memory stays bounded."""
+        logits = np.empty((len(images), self.num_classes), np.float32)
+        embedding = np.empty((len(images), self.embedding_size), np.float32)
+        for start in range(0, len(images), batch_size):
+            stop = start + batch_size
+            logits[start:stop], embedding[start:stop] = self.run(np.ascontiguousarray(images[start:stop]))
+        return logits, embedding
+
 
 def load(
     folder: Path, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)

@@ -7,20 +7,18 @@ give the same bytes. Does not cover: quantization (`quantize.py`).
 
 from __future__ import annotations
 
-import io
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 
 from visionloop.card import EMBEDDING_NAME, INPUT_NAME, LOGITS_NAME, ModelCard
-from visionloop.errors import ArtifactError, ParityError
+from visionloop.errors import ArtifactError
 from visionloop.files import write_bytes
-from visionloop.runtime import LABELS_KEY, Floats, Images, OnnxModel
+from visionloop.runtime import LABELS_KEY, Floats, Images
 
 MAX_ONNX_BYTES = (1 << 31) - 1  # protobuf's own limit on one message
 
@@ -119,72 +117,9 @@ def check(proto: onnx.ModelProto) -> None:
         raise ArtifactError(f"The exported graph is not valid ONNX ({str(error).splitlines()[0][:200]}).") from error
 
 
-@dataclass(frozen=True, slots=True)
-class Parity:
-    """How far two forms of one model are apart on the same images."""
-
-    max_logit_difference: float
-    max_embedding_difference: float
-    top1_agreement: float  # share of images with the same first class
-
-
 def torch_answers(model: torch.nn.Module, images: Images) -> tuple[Floats, Floats]:
     """Logits [N, K] and embedding [N, D] of uint8 images [N, H, W, 3] by torch on the CPU, in evaluation mode."""
     model = model.cpu().eval()
     with torch.inference_mode():
         logits, embedding = model(torch.from_numpy(np.array(images)))
     return logits.float().numpy(), embedding.float().numpy()
-
-
-def prove_parity(
-    expected: tuple[Floats, Floats], model: OnnxModel, images: Images, *, tolerance: float, name: str = "ONNX"
-) -> Parity:
-    """Compare `model` with the expected logits and embedding, with all images in one batch and one by one.
-
-    Both are asked because a graph with a batch size baked in, or a kernel chosen by batch size, is right in one only.
-
-    Raises:
-        ParityError: a logit differs by more than `tolerance`, or an image gets another first class.
-    """
-    logits, embedding = expected
-    worst = Parity(0.0, 0.0, 1.0)
-    for batch_size in (len(images), 1):
-        answers = [model.run(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
-        got_logits = np.concatenate([answer[0] for answer in answers])
-        got_embedding = np.concatenate([answer[1] for answer in answers])
-        parity = compare((logits, embedding), (got_logits, got_embedding))
-        where = f"{name} against torch on {len(images)} golden images at batch size {batch_size}"
-        if parity.max_logit_difference > tolerance:
-            raise ParityError(
-                f"{where}: a logit differs by {parity.max_logit_difference:.3g}, more than the {tolerance:g} allowed; the "
-                "export is not the trained model. Try another `export.opset`, and report the architecture."
-            )
-        if parity.top1_agreement < 1:
-            wrong = round((1 - parity.top1_agreement) * len(images))
-            raise ParityError(f"{where}: {wrong} images get another first class, though no logit is beyond {tolerance:g}.")
-        worst = Parity(
-            max(worst.max_logit_difference, parity.max_logit_difference),
-            max(worst.max_embedding_difference, parity.max_embedding_difference),
-            1.0,
-        )
-    return worst
-
-
-def compare(expected: tuple[Floats, Floats], got: tuple[Floats, Floats]) -> Parity:
-    """Largest differences and the agreement of the first class between two answers to the same images."""
-    return Parity(
-        max_logit_difference=_difference(expected[0], got[0]),
-        max_embedding_difference=_difference(expected[1], got[1]),
-        top1_agreement=float((expected[0].argmax(axis=1) == got[0].argmax(axis=1)).mean()),
-    )
-
-
-def golden_bytes(images: Images, ids: list[str], answers: tuple[Floats, Floats]) -> bytes:
-    """The content of `golden.npz`: images uint8 [N, H, W, 3], their ids, and the logits and embedding of the model."""
-    buffer = io.BytesIO()
-    np.savez(buffer, images=images, ids=np.array(ids), logits=answers[0], embedding=answers[1])
-    return buffer.getvalue()
-
-
-def _difference(expected: npt.NDArray[np.float32], got: npt.NDArray[np.float32]) -> float:
-    return float(np.abs(expected.astype(np.float64) - got).max(initial=0.0))

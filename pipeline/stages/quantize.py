@@ -1,0 +1,76 @@
+"""Stage `quantize`: INT8 against FP32 on this machine; ships the one that earned it."""
+
+from __future__ import annotations
+
+from pipeline.stages import run_stage
+from visionloop.card import load_card
+from visionloop.compression.parity import Golden, accuracy
+from visionloop.compression.quantize import HeldOut, Recipe, calibration_indices, choose, flat
+from visionloop.config import QuantizeParams, load_section
+from visionloop.data.packing import load_split
+from visionloop.features import EmbeddingPCA
+from visionloop.files import write_bytes, write_json
+from visionloop.paths import EMBEDDING_PCA, EXPORTED, GOLDEN, MODEL_ONNX, PACKED, QUANTIZE_REPORT, SHIPPED
+from visionloop.runtime import OnnxModel, check_agreement
+
+# Of the comparison, what does not depend on the machine's load: only this goes into the card, so that an unchanged model
+# keeps an unchanged card.
+_LASTING = ("megabytes", "accuracy", "agreement")
+
+
+def main() -> None:
+    """Read models/exported and the packed images; write models/shipped and reports/quantize.json."""
+    params = load_section(QuantizeParams)
+    card = load_card(EXPORTED)
+    fp32 = card.read_file(EXPORTED, MODEL_ONNX)
+    golden = Golden.from_bytes(card.read_file(EXPORTED, GOLDEN))
+    train, val, test = (load_split(PACKED, split) for split in ("train", "val", "test"))
+    recipe = Recipe(params.operators_of(card.family), params.calibration, params.per_channel)
+
+    data, verdict, comparison = choose(
+        fp32,
+        train.images[calibration_indices(train.labels, params.calibration_images)],
+        HeldOut(val.images, val.labels, test.images, test.labels),
+        recipe,
+        max_accuracy_drop=params.max_accuracy_drop,
+        min_speedup=params.min_speedup,
+    )
+    figures = flat(comparison) if comparison else {}
+
+    model = OnnxModel(data)
+    check_agreement(model, card, SHIPPED)
+    val_logits, val_embedding = model.run_all(val.images)
+    shipped = {
+        "val_accuracy": accuracy(val_logits, val.labels),
+        "test_accuracy": accuracy(model.run_all(test.images)[0], test.labels),
+    }
+    logits, embedding = model.run_all(golden.images)
+
+    write_bytes(SHIPPED / MODEL_ONNX, data)
+    write_bytes(SHIPPED / EMBEDDING_PCA, EmbeddingPCA.fit(val_embedding, params.embedding_components).to_bytes())
+    write_bytes(SHIPPED / GOLDEN, Golden(golden.images, golden.ids, logits, embedding).to_bytes())
+    lasting = {name: value for name, value in figures.items() if name.endswith(_LASTING)}
+    card.model_copy(
+        update={
+            "precision": verdict.precision,
+            "metrics": {**card.metrics, **lasting, **shipped},
+            "notes": (*card.notes, verdict.reason),
+        }
+    ).with_files(SHIPPED, (MODEL_ONNX, EMBEDDING_PCA, GOLDEN)).write(SHIPPED)
+    write_json(QUANTIZE_REPORT, {"shipped": verdict.precision, "reason": verdict.reason, **shipped, **figures})
+
+    if comparison:
+        for name, form in (("FP32", comparison.fp32), ("INT8", comparison.int8)):
+            print(
+                f"{name}: {form.megabytes:.2f} MB, accuracy {form.val_accuracy:.4f} on val, {form.test_accuracy:.4f} on test, "
+                f"one image in {form.latency_ms_batch_1:.3f} ms, {form.images_per_second_batch_32:,.0f}/s in batches of 32"
+            )
+        print(
+            f"INT8 is {comparison.speedup_batch_1:.2f} and {comparison.speedup_batch_32:.2f} times as fast at batch sizes 1 "
+            f"and 32; the two agree on {comparison.agreement * 100:.1f} % of the held-out images"
+        )
+    print(f"{SHIPPED}: {verdict.reason}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_stage(main))

@@ -1,0 +1,301 @@
+"""INT8 for an ONNX classifier, and the verdict whether it has earned its place.
+
+Static quantization in the QDQ form: activations uint8, weights int8 (on x86 signed activations are slower than float),
+ranges from training images. Outputs of MatMul and Gemm stay float32: what follows them (bias, LayerNorm, GELU, softmax) is
+float anyway, and rounding them first costs more than the integer product saves. Cast and normalisation of the input stay
+float too.
+
+The integer kernels need VNNI (x86 since about 2019) or the dot product of ARM to be exact and fast; without, sums of
+uint8 x int8 saturate. The accuracy measured here shows that for this machine, the golden answers for a serving machine.
+
+Does not cover: dynamic and weight-only quantization, quantization-aware training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from visionloop.card import INPUT_NAME
+from visionloop.compression.parity import accuracy
+from visionloop.errors import ArtifactError
+from visionloop.runtime import Images, Latency, OnnxModel, compare_latency
+
+Precision = Literal["fp32", "int8"]
+Calibration = Literal["minmax", "entropy", "percentile"]
+
+BATCH_SIZES = (1, 32)  # one image as it comes, and a full dynamic batch
+_CALIBRATION_BATCH = 32
+_WEIGHTED = ("Conv", "MatMul", "Gemm")  # before the first of these lies the normalisation of the input
+_METHODS = {
+    "minmax": CalibrationMethod.MinMax,
+    "entropy": CalibrationMethod.Entropy,
+    "percentile": CalibrationMethod.Percentile,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to quantize."""
+
+    operators: tuple[str, ...]  # ONNX operator types
+    calibration: Calibration = "minmax"
+    per_channel: bool = True
+
+
+def calibration_indices(labels: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """Which training images set the ranges: about `count` of them, from each class its share and at least one.
+
+    The first of each class are taken. Packed images stand in the order of their hash, so this is a random choice that stays
+    the same while data is added elsewhere.
+
+    >>> calibration_indices(np.array([0, 1, 0, 0]), 2).tolist()
+    [0, 1]
+    """
+    chosen = []
+    for label in np.unique(labels):
+        positions = np.flatnonzero(labels == label)
+        chosen.append(positions[: max(1, round(count * len(positions) / len(labels)))])
+    return np.sort(np.concatenate(chosen))
+
+
+def quantize(data: bytes, images: Images, recipe: Recipe) -> bytes:
+    """The INT8 form of an FP32 ONNX classifier; ranges come from `images` uint8 [N, H, W, 3].
+
+    The same model, images and recipe give the same bytes. Metadata is kept.
+
+    Raises:
+        ArtifactError: ONNX Runtime's quantizer cannot handle the graph, or nothing in it has one of the operators.
+    """
+    with tempfile.TemporaryDirectory(prefix="visionloop-int8-") as folder, _quiet():
+        prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
+        try:
+            quant_pre_process(onnx.load_from_string(data), prepared)
+            graph = onnx.load(prepared).graph
+            quantize_static(
+                prepared,
+                quantized,
+                _Reader(images),
+                quant_format=QuantFormat.QDQ,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                op_types_to_quantize=list(recipe.operators),
+                per_channel=recipe.per_channel,
+                reduce_range=False,  # costs a bit of every weight; the module's text says who notices saturation
+                nodes_to_exclude=normalisation_nodes(graph),
+                calibrate_method=_METHODS[recipe.calibration],
+                extra_options={
+                    "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
+                    "CalibStridedMinMax": 1,  # one batch after another, so that memory stays bounded
+                },
+            )
+        except Exception as error:  # the quantizer raises whatever its parts raise
+            raise ArtifactError(
+                f"INT8 cannot be made ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}); "
+                "change `quantize.operators` or `quantize.calibration`."
+            ) from error
+        proto = onnx.load(quantized)
+    if not any(node.op_type == "QuantizeLinear" for node in proto.graph.node):
+        raise ArtifactError(
+            f"INT8 cannot be made (the graph has none of {', '.join(recipe.operators)} to quantize); "
+            "change `quantize.operators`."
+        )
+    used = {node.domain for node in proto.graph.node}
+    opsets = [item for item in proto.opset_import if item.domain in used]  # the optimiser adds all it knows
+    del proto.opset_import[:]
+    proto.opset_import.extend(opsets)
+    return bytes(proto.SerializeToString(deterministic=True))
+
+
+def normalisation_nodes(graph: onnx.GraphProto) -> list[str]:
+    """Names of the nodes between the input and the first weighted operators: layout, cast, scale, mean and deviation."""
+    reached = {INPUT_NAME}
+    names = []
+    for node in graph.node:  # ONNX keeps nodes in topological order
+        if node.op_type not in _WEIGHTED and reached.intersection(node.input):
+            reached.update(node.output)
+            names.append(node.name)
+    return names
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What was measured of one form of the model. Times are medians with one thread, alternating with the other form."""
+
+    megabytes: float
+    val_accuracy: float
+    test_accuracy: float
+    latency_ms_batch_1: float
+    latency_p95_ms_batch_1: float
+    images_per_second_batch_32: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Which form is shipped, and why. The reason holds no measured time, so equal answers give equal cards."""
+
+    precision: Precision
+    reason: str
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The images that both forms answer."""
+
+    val_images: Images
+    val_labels: npt.NDArray[np.int64]
+    test_images: Images
+    test_labels: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """FP32 against INT8, measured in one process."""
+
+    fp32: Figures
+    int8: Figures
+    agreement: float  # share of val and test images with the same first class
+    speedup_batch_1: float
+    speedup_batch_32: float
+
+    @property
+    def speedup(self) -> float:
+        """The smaller of the two: INT8 must not be paid for by either way of asking."""
+        return min(self.speedup_batch_1, self.speedup_batch_32)
+
+
+def measure(fp32: bytes, int8: bytes, held_out: HeldOut, *, seconds: float = 3.0) -> Comparison:
+    """Measure both forms: accuracy on val and test, then latency call by call in turn, about `seconds` per batch size.
+
+    One thread each, because a server under load runs several calls side by side and the ratio then holds.
+
+    Raises:
+        ArtifactError: a form cannot be loaded, or answers with NaN.
+    """
+    models = {"fp32": OnnxModel(fp32, threads=1), "int8": OnnxModel(int8, threads=1)}
+    answers = {
+        name: (model.run_all(held_out.val_images)[0], model.run_all(held_out.test_images)[0])
+        for name, model in models.items()
+    }
+    latencies: dict[str, list[Latency]] = {name: [] for name in models}
+    for batch_size in BATCH_SIZES:
+        repeats = _repeats(models["fp32"], held_out.val_images, batch_size, seconds / len(models))
+        for name, found in compare_latency(models, held_out.val_images, [batch_size], repeats).items():
+            latencies[name].extend(found)
+    figures = {
+        name: Figures(
+            megabytes=len(data) / 1e6,
+            val_accuracy=accuracy(answers[name][0], held_out.val_labels),
+            test_accuracy=accuracy(answers[name][1], held_out.test_labels),
+            latency_ms_batch_1=latencies[name][0].p50_ms,
+            latency_p95_ms_batch_1=latencies[name][0].p95_ms,
+            images_per_second_batch_32=latencies[name][1].images_per_second,
+        )
+        for name, data in (("fp32", fp32), ("int8", int8))
+    }
+    first = {name: np.concatenate(pair).argmax(axis=1) for name, pair in answers.items()}
+    return Comparison(
+        fp32=figures["fp32"],
+        int8=figures["int8"],
+        agreement=float((first["fp32"] == first["int8"]).mean()),
+        speedup_batch_1=figures["fp32"].latency_ms_batch_1 / figures["int8"].latency_ms_batch_1,
+        speedup_batch_32=figures["int8"].images_per_second_batch_32 / figures["fp32"].images_per_second_batch_32,
+    )
+
+
+def judge(comparison: Comparison, *, max_accuracy_drop: float, min_speedup: float) -> Verdict:
+    """INT8 where it keeps the accuracy budget on val and is fast enough at both batch sizes, else FP32.
+
+    The test images do not decide, so that their accuracy stays an honest figure of what is shipped.
+    """
+    drop = comparison.fp32.val_accuracy - comparison.int8.val_accuracy
+    lost = f"{drop * 100:.2f} points of accuracy on val" if drop > 0 else "no accuracy on val"
+    if drop > max_accuracy_drop + 1e-9:
+        return Verdict("fp32", f"FP32 is shipped: INT8 loses {lost}, more than the {max_accuracy_drop * 100:g} allowed.")
+    if comparison.speedup < min_speedup:
+        return Verdict(
+            "fp32",
+            f"FP32 is shipped: INT8 loses {lost}, but where it was measured it is not {min_speedup:g} times as fast as FP32 "
+            f"at batch sizes {BATCH_SIZES[0]} and {BATCH_SIZES[1]}.",
+        )
+    return Verdict(
+        "int8",
+        f"INT8 is shipped: it loses {lost} ({max_accuracy_drop * 100:g} points allowed) and is at least {min_speedup:g} times "
+        f"as fast as FP32 at batch sizes {BATCH_SIZES[0]} and {BATCH_SIZES[1]} where it was measured.",
+    )
+
+
+def choose(
+    fp32: bytes, calibration: Images, held_out: HeldOut, recipe: Recipe, *, max_accuracy_drop: float, min_speedup: float
+) -> tuple[bytes, Verdict, Comparison | None]:
+    """The model to ship, with the verdict and what was measured (None where INT8 cannot be made or run at all).
+
+    >>> data, verdict, comparison = choose(fp32, images, held_out, recipe, max_accuracy_drop=0.005, min_speedup=1.0)
+    >>> verdict.precision
+    'int8'
+    """
+    try:
+        int8 = quantize(fp32, calibration, recipe)
+        comparison = measure(fp32, int8, held_out)
+    except ArtifactError as error:
+        return fp32, Verdict("fp32", f"FP32 is shipped: {error}"), None
+    verdict = judge(comparison, max_accuracy_drop=max_accuracy_drop, min_speedup=min_speedup)
+    return (int8 if verdict.precision == "int8" else fp32), verdict, comparison
+
+
+def flat(comparison: Comparison) -> dict[str, float]:
+    """A comparison as flat numbers, for `dvc metrics`: "int8_latency_ms_batch_1", "speedup_batch_32", ..."""
+    numbers = {
+        f"{name}_{figure}": value
+        for name, form in (("fp32", comparison.fp32), ("int8", comparison.int8))
+        for figure, value in asdict(form).items()
+    }
+    numbers["int8_agreement"] = comparison.agreement
+    numbers["speedup_batch_1"] = comparison.speedup_batch_1
+    numbers["speedup_batch_32"] = comparison.speedup_batch_32
+    return numbers
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    """Feeds images to the calibrator in batches; `set_range` counts batches."""
+
+    def __init__(self, images: Images) -> None:
+        self._batches = [images[start : start + _CALIBRATION_BATCH] for start in range(0, len(images), _CALIBRATION_BATCH)]
+        self._left: Iterator[Images] = iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        self._left = iter(self._batches[start_index:end_index])
+
+    def get_next(self) -> dict[str, Images] | None:
+        batch = next(self._left, None)
+        return None if batch is None else {INPUT_NAME: np.ascontiguousarray(batch)}
+
+
+def _repeats(model: OnnxModel, images: Images, batch_size: int, seconds: float) -> int:
+    batch = np.ascontiguousarray(images[np.arange(batch_size) % len(images)])
+    model.run(batch)
+    start = time.perf_counter()
+    model.run(batch)
+    return int(np.clip(seconds / (time.perf_counter() - start), 10, 300))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop what the histogram calibrators print of themselves for every batch; their errors are exceptions."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
