@@ -27,7 +27,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -170,8 +170,10 @@ class TritonServer:
         try:
             self._take_lock()
             self._sweep()
-            self._launch(runtime)
-            self._wait(begin, timeout_seconds, release)
+            for attempts_left in (2, 1, 0):
+                self._launch(runtime)
+                if self._wait(begin, timeout_seconds, release, attempts_left > 0):
+                    break
         except BaseException:
             self.stop()
             raise
@@ -264,10 +266,9 @@ class TritonServer:
         if self._log.exists() and self._log.stat().st_size > MAX_LOG_BYTES:
             self._log.replace(self._log.with_suffix(".old.log"))
         self._log_start = self._log.stat().st_size if self._log.exists() else 0
-        taken: set[int] = set()
-        for preferred in (self._preferred.http, self._preferred.grpc, self._preferred.metrics):
-            taken.add(free_port(preferred, taken))
-        self._ports = Ports(*sorted(taken, key=list(taken).index))
+        http = free_port(self._preferred.http)
+        grpc = free_port(self._preferred.grpc, {http})
+        self._ports = Ports(http, grpc, free_port(self._preferred.metrics, {http, grpc}))
         command = [str(runtime.server), *self._flags(self._lay_out(runtime))]
         arguments = [str(os.getpid()), str(EXIT_TIMEOUT_SECONDS + 3), self._prefix, str(self._log), *command]
         self._process = subprocess.Popen(
@@ -343,12 +344,16 @@ class TritonServer:
             environment.update(VISIONLOOP_STORE_URL=self._store_url, VISIONLOOP_SPOOL=str(self._spool))
         return environment
 
-    def _wait(self, begin: float, timeout_seconds: float, release: Release) -> None:
+    def _wait(self, begin: float, timeout_seconds: float, release: Release, may_retry: bool) -> bool:
+        """Wait until the server is ready. False where another process took a port after it was found free."""
         reported = begin
         while not self.ready():
             now = time.monotonic()
             if self._process is not None and self._process.poll() is not None:
-                raise ServingError(f"Triton ended while it started: {self._cause()} Its log is {self._log}.")
+                cause = self._cause()
+                if "already in use" in cause and may_retry:
+                    return False
+                raise ServingError(f"Triton ended while it started: {cause} Its log is {self._log}.")
             if now - begin > timeout_seconds:
                 raise ServingError(
                     f"Triton is not ready after {timeout_seconds:g} s: {self._cause()} Its log is {self._log}."
@@ -358,6 +363,7 @@ class TritonServer:
                 text = f"Triton loads version {release.champion} of the model, {now - begin:.0f} s so far"
                 print(text, file=sys.stderr, flush=True)  # noqa: T201 - the line is the product
             time.sleep(0.05)
+        return True
 
     def _cause(self) -> str:
         with self._log.open("rb") as file:
@@ -383,22 +389,25 @@ class TritonServer:
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def free_port(preferred: int, taken: set[int] | None = None) -> int:
-    """The first free TCP port of 127.0.0.1 from `preferred` on, leaving out `taken`.
+def free_port(preferred: int, taken: Collection[int] = ()) -> int:
+    """The first free TCP port of 127.0.0.1 from `preferred` on, leaving out `taken`; 0 lets the system choose.
 
     Raises:
         ServingError: none of the next 200 is free.
     """
-    for port in range(preferred, min(preferred + 200, 65_536)):
-        if port in (taken or ()):
+    candidates = range(preferred, min(preferred + 200, 65_536)) if preferred else [0] * 200
+    for candidate in candidates:
+        if candidate in taken:
             continue
         with socket.socket() as probe:
             # As servers do: a port in TIME_WAIT is free, one that is listened on is not.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((_LOOPBACK, port))
+                probe.bind((_LOOPBACK, candidate))
             except OSError:
                 continue
+            port = int(probe.getsockname()[1])
+        if port not in taken:
             return port
     raise ServingError(f"No free port from {preferred} on; stop what listens there, or set other ports in params.yaml.")
 

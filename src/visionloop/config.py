@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -22,6 +22,12 @@ from visionloop.paths import PARAMS
 from visionloop.preprocess import Filter, Fit, PreprocessSpec
 
 MAX_PARAMS_BYTES = 1 << 20
+
+CleanReason = Literal[
+    "unreadable", "truncated", "empty", "unsupported_format", "too_large", "too_small", "blank", "exact_duplicate",
+    "conflicting_labels", "near_duplicate",
+]  # fmt: skip
+_MAY_STAY: tuple[CleanReason, ...] = ("too_small", "blank", "near_duplicate")
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
@@ -51,10 +57,18 @@ class CleanParams(Section):
     max_megapixels: float = Field(gt=0, le=1000, description="more is `too_large`, refused before decoding")
     blank_contrast: float = Field(ge=0, le=127.5, description="a standard deviation of gray below this is `blank`")
     near_duplicate_hash_bits: int = Field(ge=0, le=16, description="perceptual hashes this close are candidates")
-    near_duplicate_error: float = Field(ge=0, le=1, description="and are confirmed below this pixel difference")
-    reject: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = Field(description="reasons that reject an image")
+    near_duplicate_error: float = Field(ge=0, le=1, description="and confirmed at up to this distance of small copies")
+    reject: Annotated[tuple[CleanReason, ...], BeforeValidator(_tuple)] = Field(description="reasons that reject an image")
     max_rejected_share: Share = Field(description="more rejected images than this stop the run")
     workers: int = Field(ge=0, le=256, description="processes; 0 means one per core")
+
+    @model_validator(mode="after")
+    def _must_reject(self) -> CleanParams:
+        # The others cannot be decoded, or would stand twice in the packed arrays.
+        missing = [reason for reason in get_args(CleanReason) if reason not in {*_MAY_STAY, *self.reject}]
+        if missing:
+            raise ValueError(f"reject lacks {', '.join(missing)}; only {', '.join(_MAY_STAY)} may be left out")
+        return self
 
 
 class SplitParams(Section):
@@ -174,6 +188,7 @@ class DeployParams(Section):
     instances: int = Field(ge=1, le=64, description="copies of the model")
     threads: int = Field(ge=0, le=256, description="of ONNX Runtime per copy; 0 lets it choose")
     keep_versions: int = Field(ge=1, le=100, description="older versions stay for a roll-back")
+    golden_images: int = Field(ge=1, le=1000, description="held-out images that the server must answer like the model")
     max_logit_difference: float = Field(gt=0, le=1, description="between the served and the offline answer")
 
 
