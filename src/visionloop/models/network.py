@@ -1,0 +1,85 @@
+"""What every architecture offers: an embedding, a linear head on it, and the place where Grad-CAM looks.
+
+Also the checks of options that the architectures share.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from visionloop.errors import ConfigError
+
+Family = Literal["cnn", "vit"]
+Option = int | float | str | bool
+
+
+@dataclass(frozen=True)
+class GradcamLayer:
+    """The layer whose output and gradient make the heat-map, and how either becomes a map [N, C, h, w]."""
+
+    module: nn.Module
+    to_map: Callable[[Tensor], Tensor]
+
+
+class Network(nn.Module):
+    """A network from normalised float images [N, 3, H, W] to an embedding [N, D], with a linear head `head` on it."""
+
+    family: Family
+    head: nn.Linear
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images float [N, 3, H, W] to the penultimate layer, float [N, D]."""
+        raise NotImplementedError
+
+    def gradcam_layer(self) -> GradcamLayer:
+        """The last layer that still knows where in the image something lies."""
+        raise NotImplementedError
+
+
+def same(maps: Tensor) -> Tensor:
+    """The output of a convolution is a map already."""
+    return maps
+
+
+def tokens_as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Patches [N, h * w, C], row by row, as a map [N, C, h, w]."""
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *grid)
+
+
+def refuse_unknown(architecture: str, options: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse an option that the architecture does not have.
+
+    Raises:
+        ConfigError: with the nearest option that it has.
+    """
+    names = sorted(known)
+    for option in options:
+        if option not in names:
+            near = difflib.get_close_matches(option, names, n=1, cutoff=0.5)
+            hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(names)}."
+            raise ConfigError(f"{architecture} has no option '{option}'; {hint}")
+
+
+def whole_number(architecture: str, options: Mapping[str, Option], name: str, *, default: int, low: int, high: int) -> int:
+    """An option as a whole number from `low` to `high`. Raises ConfigError with the range."""
+    value = options.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ConfigError(f"{architecture}: option '{name}' is {value!r}; it must be a whole number from {low} to {high}.")
+    return value
+
+
+def number(
+    architecture: str, options: Mapping[str, Option], name: str, *, default: float, low: float, below: float
+) -> float:
+    """An option as a number from `low` to below `below`. Raises ConfigError with the range."""
+    value = options.get(name, default)
+    if isinstance(value, bool | str) or not low <= value < below:
+        raise ConfigError(
+            f"{architecture}: option '{name}' is {value!r}; it must be a number from {low:g} to below {below:g}."
+        )
+    return float(value)

@@ -1,0 +1,99 @@
+"""A small residual network for small images (8 to about 224 pixels), trained from scratch.
+
+A 3x3 stem, then stages of pre-activation residual blocks; each stage after the first halves the map and doubles the
+channels (He et al. 2016, arXiv:1603.05027). Does not cover pretrained weights, which do not exist for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visionloop.errors import ConfigError
+from visionloop.models.network import Family, GradcamLayer, Network, Option, number, refuse_unknown, same, whole_number
+
+NAME = "small_resnet"
+OPTIONS = ("width", "blocks", "stages", "stem_stride", "dropout")
+
+
+class SmallResNet(Network):
+    """The mean over the last map is the embedding; it has width * 2 ** (stages - 1) numbers."""
+
+    family: Family = "cnn"
+
+    def __init__(self, num_classes: int, *, width: int, blocks: int, stages: int, stem_stride: int, dropout: float) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, stem_stride, 1, bias=False)
+        layers: list[nn.Module] = []
+        channels = width
+        for stage in range(stages):
+            for block in range(blocks):
+                channels_in, channels = channels, width * 2**stage
+                layers.append(_Block(channels_in, channels, 2 if stage > 0 and block == 0 else 1))
+        self.stages = nn.Sequential(*layers)
+        self.last = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU())
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images float [N, 3, H, W] to float [N, D]."""
+        pooled: Tensor = self.dropout(self.last(self.stages(self.stem(images))).mean((2, 3)))
+        return pooled
+
+    def gradcam_layer(self) -> GradcamLayer:
+        """The last map before the mean."""
+        return GradcamLayer(self.last, same)
+
+
+class _Block(nn.Module):
+    """Norm, ReLU, convolution, twice, plus the input (through a 1x1 convolution where its shape changes)."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        changes = stride != 1 or channels_in != channels
+        self.skip = nn.Conv2d(channels_in, channels, 1, stride, bias=False) if changes else None
+
+    def forward(self, maps: Tensor) -> Tensor:
+        active = F.relu(self.norm1(maps))
+        out: Tensor = self.conv2(F.relu(self.norm2(self.conv1(active))))
+        return out + (maps if self.skip is None else self.skip(active))
+
+
+def build(num_classes: int, image_size: tuple[int, int], options: Mapping[str, Option]) -> SmallResNet:
+    """Build from `options`: `width` (channels of the first stage), `blocks` (a stage), `stages`, `stem_stride`, `dropout`.
+
+    `stem_stride` 0 means 1 below 48 pixels, 2 below 128, else 4, so that the first stage, which costs most, works on at
+    most about 64 x 64 positions.
+
+    Raises:
+        ConfigError: an option is unknown or out of its range, or the image is too small for the stages.
+    """
+    refuse_unknown(NAME, options, OPTIONS)
+    stages = whole_number(NAME, options, "stages", default=3, low=1, high=6)
+    stride = whole_number(NAME, options, "stem_stride", default=0, low=0, high=8)
+    side = min(image_size)
+    if stride == 0:
+        stride = 1 if side < 48 else 2 if side < 128 else 4
+    least = stride * 2 ** (stages - 1)
+    if side < least:
+        raise ConfigError(
+            f"{NAME}: {stages} stages and a stem stride of {stride} need images of at least {least} pixels, got {side}; "
+            "lower the option 'stages' or raise preprocess.height and preprocess.width."
+        )
+    return SmallResNet(
+        num_classes,
+        width=whole_number(NAME, options, "width", default=32, low=4, high=1024),
+        blocks=whole_number(NAME, options, "blocks", default=1, low=1, high=16),
+        stages=stages,
+        stem_stride=stride,
+        dropout=number(NAME, options, "dropout", default=0.0, low=0.0, below=1.0),
+    )
