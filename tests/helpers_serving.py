@@ -1,9 +1,12 @@
-"""A tiny shipped model folder, made without torch: mean colours and a pooled vector through one matrix."""
+"""A tiny shipped model folder, made without torch (a mean colour through two matrices), and rows as the server logs."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +18,7 @@ from visionloop.features import EmbeddingPCA
 from visionloop.files import write_bytes
 from visionloop.paths import EMBEDDING_PCA, MODEL_ONNX
 from visionloop.preprocess import PreprocessSpec
+from visionloop.records import LoggedPrediction
 
 LABELS = ("blau", "grün", "rot")
 SPEC = PreprocessSpec(height=8, width=8)
@@ -72,3 +76,55 @@ def ship(folder: Path, *, seed: int = 0, labels: tuple[str, ...] = LABELS, spec:
     ).with_files(folder, (MODEL_ONNX, EMBEDDING_PCA))
     card.write(folder)
     return card
+
+
+def answered_row(
+    prediction_id: str, *, version: str = "1", label: str = "rot", probabilities: tuple[float, ...] = (0.2, 0.3, 0.5)
+) -> LoggedPrediction:
+    """A row as the server logs it."""
+    return LoggedPrediction(
+        prediction_id=prediction_id,
+        request_id="",
+        time=datetime(2026, 1, 1, 12, 0, 0, 123456, tzinfo=UTC),
+        status="ok",
+        reason="",
+        model_name="classifier",
+        model_version=version,
+        model_sha256="0" * 64,
+        preprocess_version="abc",
+        precision="fp32",
+        route="champion",
+        label=label,
+        probabilities=probabilities,
+        confidence=max(probabilities),
+        entropy=1.0 / 3.0,
+        margin=0.2,
+        energy=-1.5,
+        embedding=(0.1, -0.2),
+        image_sha256="1" * 64,
+        file_bytes=100,
+        width_pixels=8,
+        height_pixels=8,
+        mode="RGB",
+        format="PNG",
+        brightness=100.0,
+        contrast=10.0,
+        sharpness=5.0,
+        saturation=1.0,
+        gray_entropy=2.0,
+        clipped_share=0.0,
+        decode_ms=0.5,
+        infer_ms=1.0,
+        total_ms=2.0,
+        batch_size=1,
+    )
+
+
+def rejected_row(prediction_id: str, reason: str) -> LoggedPrediction:
+    """A row of a refused image: every number of the model is absent."""
+    absent = (
+        "label probabilities confidence entropy margin energy embedding width_pixels height_pixels mode format brightness "
+        "contrast sharpness saturation gray_entropy clipped_share decode_ms infer_ms total_ms"
+    )
+    changes: dict[str, Any] = dict.fromkeys(absent.split())
+    return replace(answered_row(prediction_id), status="rejected", reason=reason, batch_size=0, **changes)

@@ -6,41 +6,55 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
+from visionloop.data.splitting import read_split
+
 from pipeline.stages import run_stage
 from serving.repository import publish
 from serving.trial import prove
 from visionloop.config import DeployParams, ServeParams, load_section
 from visionloop.data.shards import read_bytes, read_images
-from visionloop.data.splitting import read_split
-from visionloop.errors import DataError
+from visionloop.errors import DataError, ImageError
 from visionloop.files import write_json
 from visionloop.paths import DEPLOY_REPORT, IMAGES, MODEL_REPOSITORY, SHARDS, SHIPPED, SPLIT
+from visionloop.preprocess import decode
 
 
 def main() -> None:
     deploy, serve = load_section(DeployParams), load_section(ServeParams)
-    images = _golden_images(deploy.golden_images, int(serve.max_image_megabytes * 1e6))
+    images = _golden_images(deploy.golden_images, serve)
     with tempfile.TemporaryDirectory(prefix="visionloop-trial-") as folder:
         trial = prove(SHIPPED, images, deploy, serve, Path(folder))
     version, new = publish(SHIPPED, MODEL_REPOSITORY, deploy)
     write_json(DEPLOY_REPORT, {"version": version, "new_version": int(new), **asdict(trial)})
+    difference = max(trial.http_tensor_logit_difference, trial.grpc_tensor_logit_difference)
     print(
-        f"Triton answers {trial.golden_images} held-out images like the model does offline, over HTTP and gRPC, from bytes "
-        f"and from tensors (logits within {max(trial.http_tensor_logit_difference, trial.grpc_tensor_logit_difference):.1e}); "
+        f"Triton answers {trial.golden_images} held-out images like the model does offline, over HTTP and gRPC, from "
+        f"bytes and from tensors (logits within {difference:.1e}); "
         f"{trial.http_p50_ms:.1f} ms an image over HTTP, {trial.grpc_p50_ms:.1f} ms over gRPC"
     )
     what = f"published version {version}" if new else f"version {version} is this model already, nothing new is published"
     print(f"{what} -> {MODEL_REPOSITORY}, {DEPLOY_REPORT}")
 
 
-def _golden_images(count: int, max_bytes: int) -> list[bytes]:
+def _golden_images(count: int, serve: ServeParams) -> list[bytes]:
     """Encoded test images, the same ones every time: those with the smallest ids, which are hashes and so a fair draw."""
     test = {row.id for row in read_split(SPLIT) if row.split == "test"}
-    rows = {row.id: row for row in read_images(IMAGES) if row.id in test and row.size_bytes <= max_bytes}
-    if not rows:
-        raise DataError("No test image is small enough to be served; raise serve.max_image_megabytes in params.yaml.")
+    rows = {row.id: row for row in read_images(IMAGES) if row.id in test}
     chosen = [rows[image_id] for image_id in sorted(rows)[:count]]
-    return [data for _, data in read_bytes(SHARDS, chosen)]
+    images = [data for _, data in read_bytes(SHARDS, chosen) if _is_served(data, serve)]
+    if not images:
+        raise DataError("No test image is within serve.max_image_megabytes and serve.max_image_megapixels; raise them.")
+    return images
+
+
+def _is_served(data: bytes, serve: ServeParams) -> bool:
+    if len(data) > serve.max_image_megabytes * 1e6:
+        return False
+    try:
+        decode(data, max_pixels=int(serve.max_image_megapixels * 1e6))
+    except ImageError:
+        return False
+    return True
 
 
 if __name__ == "__main__":
