@@ -43,8 +43,8 @@ def main() -> None:
         },
     )
     print(
-        f"{EXPORTED}: {card.architecture}, {len(data) / 1e6:.2f} MB; on {len(ids)} golden images no logit differs from torch's "
-        f"by more than {parity.max_logit_difference:.1e}"
+        f"{EXPORTED}: {card.architecture}, {len(data) / 1e6:.2f} MB; on {len(ids)} golden images no logit differs from "
+        f"torch's by more than {parity.max_logit_difference:.1e}"
     )
 
 

@@ -62,8 +62,8 @@ def main() -> None:
     if comparison:
         for name, form in (("FP32", comparison.fp32), ("INT8", comparison.int8)):
             print(
-                f"{name}: {form.megabytes:.2f} MB, accuracy {form.val_accuracy:.4f} on val, {form.test_accuracy:.4f} on test, "
-                f"one image in {form.latency_ms_batch_1:.3f} ms, {form.images_per_second_batch_32:,.0f}/s in batches of 32"
+                f"{name}: {form.megabytes:.2f} MB, accuracy {form.val_accuracy:.4f} on val, {form.test_accuracy:.4f} on "
+                f"test, {form.latency_ms_batch_1:.3f} ms an image, {form.images_per_second_batch_32:,.0f}/s in batches of 32"
             )
         print(
             f"INT8 is {comparison.speedup_batch_1:.2f} and {comparison.speedup_batch_32:.2f} times as fast at batch sizes 1 "

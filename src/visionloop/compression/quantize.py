@@ -232,8 +232,8 @@ def judge(comparison: Comparison, *, max_accuracy_drop: float, min_speedup: floa
         )
     return Verdict(
         "int8",
-        f"INT8 is shipped: it loses {lost} ({max_accuracy_drop * 100:g} points allowed) and is at least {min_speedup:g} times "
-        f"as fast as FP32 at batch sizes {BATCH_SIZES[0]} and {BATCH_SIZES[1]} where it was measured.",
+        f"INT8 is shipped: it loses {lost} ({max_accuracy_drop * 100:g} points allowed) and is at least {min_speedup:g} "
+        f"times as fast as FP32 at batch sizes {BATCH_SIZES[0]} and {BATCH_SIZES[1]} where it was measured.",
     )
 
 
