@@ -9,7 +9,7 @@ import multiprocessing
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
@@ -19,15 +19,19 @@ Item = TypeVar("Item")
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 
+IMAGES_PER_PROCESS = 1000
 IN_FLIGHT = 16  # batches handed out and not yet taken back; enough to keep 8 processes busy
 
 
-def make_executor(workers: int) -> Executor:
-    """A pool of `workers` processes; 0 means one per core that this process may use.
+def make_executor(workers: int, images: int) -> Executor:
+    """A pool of up to `workers` processes for so many images; 0 means one per core that this process may use.
 
-    Processes are spawned, not forked: Arrow and torch hold threads, which a fork would leave locked.
+    Processes are spawned, not forked: Arrow and torch hold threads, which a fork would leave locked. One costs about a
+    second to start, so for few images the work stays in this process.
     """
-    count = workers or len(os.sched_getaffinity(0))
+    count = min(workers or len(os.sched_getaffinity(0)), images // IMAGES_PER_PROCESS)
+    if count <= 1:
+        return ThreadPoolExecutor(1)
     return ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
 
 

@@ -1,0 +1,236 @@
+"""Append-only Parquet shards of encoded images, and the list of the images that the data version holds.
+
+New images make new shards; a shard that stands is never rewritten, so DVC hashes and moves only what is new. An image that
+has gone from its source stays in its shard and leaves `images.parquet`.
+
+Does not cover: compaction. Shards of images that have all gone stay until their source's folder is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import shutil
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from visionloop.data.sources import Skipped, Source, SourceImage
+from visionloop.errors import ArtifactError, DataError
+from visionloop.files import sha256_bytes, sha256_file, sync_folder
+from visionloop.progress import track
+from visionloop.records import ImageRow
+from visionloop.tables import read_rows, rows_of, schema_of, write_rows
+
+# A row group is what is held in memory while writing and reading.
+ROW_GROUP_BYTES = 16 << 20
+ROW_GROUP_ROWS = 1024
+MAX_SHARD_BYTES = 1 << 30  # a remote moves files one by one; also keeps `images_per_shard` harmless with large photos
+
+_DATA = pa.field("data", pa.binary(), nullable=False)
+# What a shard says of its rows; their place follows from where they lie.
+_COLUMNS = [field for field in schema_of(ImageRow) if field.name not in ("shard", "row")]
+_SCHEMA = pa.schema([*_COLUMNS, _DATA])
+
+Key = tuple[str, str, str]  # id, label, path
+
+
+@dataclass(frozen=True)
+class CollectSummary:
+    """What `append` found and wrote."""
+
+    images: int  # that the source has now
+    classes: int
+    bytes: int
+    new_images: int  # of these, not in a shard before
+    gone_images: int  # in a shard, no longer in the source
+    shards: int
+    new_shards: int
+    skipped: tuple[Skipped, ...]
+
+
+def append(source: Source, shards: Path, images: Path, images_per_shard: int) -> CollectSummary:
+    """Write what is new in `source` as new shards below `shards/<source name>`, then the list of present images.
+
+    A shard appears whole, so a run that is killed loses the shard it was writing and the next run goes on from there, to the
+    same bytes as an undisturbed one. Shards of sources other than `source` are removed.
+
+    Raises:
+        DataError: the source brings no image.
+        ArtifactError: a shard that stands cannot be read.
+    """
+    folder = shards / source.name
+    _tidy(shards, folder)
+    standing = _standing(folder)
+    known = {_key(row): row for row in standing}
+    present: dict[Key, ImageRow | None] = {}
+
+    def fresh() -> Iterator[tuple[str, SourceImage]]:
+        for image in track(source, f"collect {source.name}", len(source)):
+            image_id = sha256_bytes(image.data)
+            key = (image_id, image.label, image.path)
+            if key not in present:
+                present[key] = known.get(key)
+                if key not in known:
+                    yield image_id, image
+
+    stream = fresh()
+    number = 1 + max((int(path.name.split("-")[1]) for path in folder.glob("part-*.parquet")), default=-1)
+    new_rows: list[ImageRow] = []
+    new_shards = 0
+    while (first := next(stream, None)) is not None:
+        rest = itertools.chain([first], stream)
+        new_rows.extend(_write_shard(rest, source.name, folder, number + new_shards, images_per_shard))
+        new_shards += 1
+    if not present:
+        raise DataError(f"The source {source.name} brought no readable image; {len(source.skipped)} files were passed over.")
+    rows = [row for row in present.values() if row is not None] + new_rows
+    rows.sort(key=lambda row: (row.path, row.label, row.id))
+    write_rows(images, ImageRow, rows)
+    return CollectSummary(
+        images=len(rows),
+        classes=len({row.label for row in rows}),
+        bytes=sum(row.size_bytes for row in rows),
+        new_images=len(new_rows),
+        gone_images=len(known.keys() - present.keys()),
+        shards=len({row.shard for row in standing}) + new_shards,
+        new_shards=new_shards,
+        skipped=tuple(source.skipped),
+    )
+
+
+def read_images(images: Path) -> list[ImageRow]:
+    """The images of the data version, sorted by path.
+
+    Raises:
+        ArtifactError: the file is missing or damaged.
+    """
+    return read_rows(images, ImageRow)
+
+
+def read_bytes(shards: Path, rows: Iterable[ImageRow]) -> Iterator[tuple[ImageRow, bytes]]:
+    """Yield each row with its encoded bytes, in the order in which they lie in the shards, not in that of `rows`.
+
+    Each shard is opened once and read a row group at a time, skipping those that hold none of the rows.
+
+    Raises:
+        ArtifactError: a shard is missing, or the bytes are not those that the row's id names.
+    """
+    wanted: dict[str, dict[int, ImageRow]] = {}
+    for row in rows:
+        wanted.setdefault(row.shard, {})[row.row] = row
+    for shard, places in sorted(wanted.items()):
+        ordered = sorted(places)
+        with _open(shards / shard) as file:
+            start = 0
+            for group in range(file.num_row_groups):
+                end = start + file.metadata.row_group(group).num_rows
+                chosen = ordered[bisect_left(ordered, start) : bisect_left(ordered, end)]
+                if chosen:
+                    column = file.read_row_group(group, columns=["data"]).column("data").combine_chunks()
+                    for place in chosen:
+                        yield places[place], _checked(column[place - start].as_py(), places[place], shards / shard)
+                start = end
+        if ordered[-1] >= start:
+            raise _damaged(shards / shard, f"it has {start} rows, row {ordered[-1]} was asked for")
+
+
+def _write_shard(
+    stream: Iterator[tuple[str, SourceImage]], source: str, folder: Path, number: int, most_images: int
+) -> list[ImageRow]:
+    """Write up to `most_images` from `stream` to one new shard; return their rows."""
+    rows: list[ImageRow] = []
+    group: list[tuple[ImageRow, bytes]] = []
+    group_bytes = shard_bytes = 0
+    folder.mkdir(parents=True, exist_ok=True)
+    tmp = folder / f".part-{number:05d}.tmp"
+    try:
+        # Encoded images do not compress again; statistics of them would copy whole images into the footer.
+        with pq.ParquetWriter(
+            tmp,
+            _SCHEMA,
+            compression={field.name: "none" if field.name == "data" else "zstd" for field in _SCHEMA},
+            use_dictionary=["label", "source", "split_hint"],
+            write_statistics=False,
+        ) as writer:
+            for index, (image_id, image) in enumerate(itertools.islice(stream, most_images)):
+                size = len(image.data)
+                row = ImageRow(image_id, image.label, source, image.path, size, image.time, image.split_hint, "", index)
+                rows.append(row)
+                group.append((row, image.data))
+                group_bytes += size
+                shard_bytes += size
+                if group_bytes >= ROW_GROUP_BYTES or len(group) >= ROW_GROUP_ROWS:
+                    _write_group(writer, group)
+                    group, group_bytes = [], 0
+                if shard_bytes >= MAX_SHARD_BYTES:
+                    break
+            if group:
+                _write_group(writer, group)
+        # The name carries the hash, so two shards of one number from two clones do not fall on each other.
+        target = folder / f"part-{number:05d}-{sha256_file(tmp)[:8]}.parquet"
+        with tmp.open("rb") as written:
+            os.fsync(written.fileno())
+        tmp.rename(target)
+        sync_folder(folder)
+    finally:
+        tmp.unlink(missing_ok=True)
+    return [dataclasses.replace(row, shard=f"{folder.name}/{target.name}") for row in rows]
+
+
+def _write_group(writer: pq.ParquetWriter, group: list[tuple[ImageRow, bytes]]) -> None:
+    arrays = [pa.array([getattr(row, field.name) for row, _ in group], field.type) for field in _COLUMNS]
+    arrays.append(pa.array([data for _, data in group], _DATA.type))
+    writer.write_table(pa.Table.from_arrays(arrays, schema=_SCHEMA), row_group_size=len(group))
+
+
+def _standing(folder: Path) -> list[ImageRow]:
+    """The rows of the shards that stand."""
+    rows: list[ImageRow] = []
+    for path in sorted(folder.glob("part-*.parquet")):
+        with _open(path) as file:
+            table = file.read(columns=[field.name for field in _COLUMNS])
+        count = table.num_rows
+        table = table.append_column("shard", pa.array([f"{folder.name}/{path.name}"] * count, pa.string()))
+        rows.extend(rows_of(table.append_column("row", pa.array(range(count), pa.int64())), ImageRow))
+    return rows
+
+
+def _tidy(shards: Path, folder: Path) -> None:
+    """Remove other sources' shards and what a killed run left."""
+    for child in shards.iterdir() if shards.is_dir() else ():
+        if child.is_dir() and child != folder:
+            shutil.rmtree(child)
+    for left in folder.glob(".part-*.tmp"):
+        left.unlink()
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[pq.ParquetFile]:
+    try:
+        with pq.ParquetFile(path, memory_map=True) as file:
+            yield file
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(path, str(error).split("\n")[0][:120]) from error
+
+
+def _checked(data: bytes, row: ImageRow, path: Path) -> bytes:
+    if sha256_bytes(data) != row.id:
+        raise _damaged(path, f"row {row.row} does not hold the bytes of image {row.id[:12]}…")
+    return data
+
+
+def _damaged(path: Path, why: str) -> ArtifactError:
+    return ArtifactError(
+        f"{path} is missing or damaged ({why}); bring it back with `dvc checkout`, or remove it and run `dvc repro collect`."
+    )
+
+
+def _key(row: ImageRow) -> Key:
+    return row.id, row.label, row.path
