@@ -97,7 +97,7 @@ def reproduce(
 
 
 def _literal_names(dvc_yaml: Path) -> list[str]:
-    """The stages where `dvc.yaml` spells them out, which spares a second of starting DVC; empty where DVC must resolve them."""
+    """The stages where `dvc.yaml` spells them out, which spares a second of starting DVC; else none."""
     names: list[str] = []
     try:
         stages = yaml.safe_load(dvc_yaml.read_text(encoding="utf-8"))["stages"]

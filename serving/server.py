@@ -427,7 +427,7 @@ def find_runtime(environment: Mapping[str, str] = os.environ) -> Runtime:
     site = next(iter(sorted(venv.glob("lib/python3.*/site-packages"))), None)
     if site is None or not python.exists():
         raise ServingError(
-            f"The Triton environment {venv} is not there; run `make install`, or name another in {VENV_VARIABLE}."
+            f"The Triton environment {venv} is not there; run `make setup`, or name another in {VENV_VARIABLE}."
         )
     triton = site / "pytriton" / "tritonserver"
     version = site.parent.name.removeprefix("python")
@@ -436,7 +436,7 @@ def find_runtime(environment: Mapping[str, str] = os.environ) -> Runtime:
     for part in (server, stub, triton / "backends" / "python"):
         if not part.exists():
             raise ServingError(
-                f"{part} is missing, so {venv} is no Triton environment for Python {version}; run `make install`."
+                f"{part} is missing, so {venv} is no Triton environment for Python {version}; run `make setup`."
             )
     libpython = _find_libpython(python, version)
     libraries = [site / "nvidia_pytriton.libs", triton / "external_libs"]
@@ -482,10 +482,10 @@ def preconditions() -> list[Precondition]:
             sentence = f"The Triton environment has numpy {numpy_version}, which its server needs below 2."
         elif result.returncode:
             missing = (result.stderr.strip().splitlines() or ["it does not run"])[-1]
-            sentence = f"The Triton environment is not whole ({missing}); run `make install`."
+            sentence = f"The Triton environment is not whole ({missing}); run `make setup`."
         else:
             sentence = (
-                f"The Triton environment has numpy {numpy_version}; its server answers empty with 2, run `make install`."
+                f"The Triton environment has numpy {numpy_version}; its server answers empty with 2, run `make setup`."
             )
         checks.append(Precondition("triton packages", ok, sentence))
     except ServingError as error:

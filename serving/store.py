@@ -196,8 +196,11 @@ class Store:
                 Path(self._engine.url.database).parent.mkdir(parents=True, exist_ok=True)
             with self._begin() as connection:
                 _metadata.create_all(connection)
-                self._insert_new(connection, _meta, [{"key": "schema", "value": str(SCHEMA_VERSION)}], ["key"])
-                found = connection.execute(sa.select(_meta.c.value).where(_meta.c.key == "schema")).scalar_one()
+                query = sa.select(_meta.c.value).where(_meta.c.key == "schema")
+                found = connection.execute(query).scalar()
+                if found is None:
+                    found = str(SCHEMA_VERSION)
+                    connection.execute(_meta.insert().values(key="schema", value=found))
         if int(found) > SCHEMA_VERSION:
             raise ServingError(
                 f"The prediction store has schema {found}, this visionloop knows up to {SCHEMA_VERSION}; "
@@ -242,6 +245,19 @@ class Store:
         with self._translated(), self._engine.connect() as connection:
             found = [LoggedPrediction(**row) for row in connection.execute(query).mappings()]
         return found[::-1] if after is None else found
+
+    def answered_before(self, row: LoggedPrediction) -> int:
+        """How many images the same model (version and hash) answered before `row`, in the order of the store."""
+        table = _predictions
+        own = sa.select(table.c.sequence).where(table.c.prediction_id == row.prediction_id).scalar_subquery()
+        query = sa.select(sa.func.count()).where(
+            table.c.sequence < own,
+            table.c.status == "ok",
+            table.c.model_version == row.model_version,
+            table.c.model_sha256 == row.model_sha256,
+        )
+        with self._translated(), self._engine.connect() as connection:
+            return connection.execute(query).scalar_one()
 
     def last_sequence(self, model_version: str) -> int:
         """The sequence number at which the last closed window of a version ends; 0 when none was closed."""
@@ -323,9 +339,7 @@ class Store:
     ) -> int:
         insert = (sqlite.insert if self._engine.dialect.name == "sqlite" else postgresql.insert)(table)
         statement = insert.on_conflict_do_nothing(index_elements=list(key))
-        if len(values) == 1:
-            return connection.execute(statement, values[0]).rowcount
-        # `rowcount` is unknown for many rows. The transaction holds the write lock, so what is above the mark is ours.
+        # `rowcount` differs between drivers. The transaction holds the write lock, so what is above the mark is ours.
         mark = connection.execute(sa.select(sa.func.max(table.c.sequence))).scalar() or 0
         for start in range(0, len(values), _ROWS_PER_STATEMENT):
             connection.execute(statement, [dict(row) for row in values[start : start + _ROWS_PER_STATEMENT]])

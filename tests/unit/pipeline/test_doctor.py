@@ -1,0 +1,61 @@
+"""`pipeline.doctor` in folders that lack one thing each."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipeline import doctor
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with all that doctor looks at, and without model, data or environments."""
+    for name in ("params.yaml", "dvc.yaml", "requirements.lock"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / ".dvc").mkdir()
+    shutil.copy(ROOT / ".dvc/config", tmp_path / ".dvc/config")
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def failed() -> dict[str, str]:
+    return {check.name: check.sentence for check in doctor.checks() if not check.ok}
+
+
+def test_all_is_well_here(folder: Path) -> None:
+    assert failed() == {}
+    names = [check.name for check in doctor.checks()]
+    assert names[:5] == ["python", "git", "dvc", "pins", "params"]
+    assert names[-1] == "ports"
+
+
+def test_a_wrong_pin_is_named(folder: Path) -> None:
+    lock = folder / "requirements.lock"
+    lock.write_text(lock.read_text().replace("fastapi==", "fastapi==99."))
+    assert "the lock says 99." in failed()["pins"]
+    assert "run `make setup`" in failed()["pins"]
+
+
+def test_a_wrong_parameter_is_named(folder: Path) -> None:
+    params = folder / "params.yaml"
+    params.write_text(params.read_text().replace("  keep_days:", "  keep_day:"))
+    assert "did you mean 'keep_days'?" in failed()["params"]
+
+
+def test_no_repository_and_no_dvc(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(folder / ".git")
+    shutil.rmtree(folder / ".dvc")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(folder.parent))
+    assert set(failed()) == {"git", "dvc"}
+
+
+def test_no_triton_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VISIONLOOP_TRITON_VENV", str(folder / "nowhere"))
+    assert "is not there; run `make setup`" in failed()["triton"]
