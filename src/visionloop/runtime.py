@@ -26,6 +26,8 @@ Images = npt.NDArray[np.uint8]  # [N, H, W, 3]
 Floats = npt.NDArray[np.float32]
 
 LABELS_KEY = "labels"  # in the ONNX metadata: JSON list of class names, in the order of the logits
+# How protobuf writes the key "location" of a tensor that lies outside the file (onnx.proto, TensorProto.external_data).
+_EXTERNAL_DATA = b"\x0a\x08location\x12"
 _FATAL = 4  # ONNX Runtime's severity; its errors arrive as exceptions, so the log would only say them twice
 
 
@@ -51,6 +53,10 @@ class OnnxModel:
             )
         if not data:
             raise ArtifactError("The ONNX model has no bytes; rebuild it with `dvc repro`.")
+        if _EXTERNAL_DATA in data:
+            raise ArtifactError(
+                "The ONNX model keeps weights in another file, which its hash does not cover; rebuild it with `dvc repro`."
+            )
         onnxruntime.disable_telemetry_events()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -65,9 +71,10 @@ class OnnxModel:
         inputs = {item.name: (item.type, item.shape) for item in self._session.get_inputs()}
         outputs = {item.name: (item.type, item.shape) for item in self._session.get_outputs()}
         kind, shape = inputs.get(INPUT_NAME, ("", []))
-        if len(inputs) != 1 or kind != "tensor(uint8)" or len(shape) != 4 or not _is_fixed(shape[1:]) or shape[3] != 3:
+        is_input = kind == "tensor(uint8)" and len(shape) == 4 and not _is_fixed(shape[:1]) and _is_fixed(shape[1:])
+        if len(inputs) != 1 or not is_input or shape[3] != 3:
             raise ArtifactError(
-                f"The ONNX model takes {inputs}; a classifier takes '{INPUT_NAME}' as uint8 [batch, H, W, 3]. "
+                f"The ONNX model takes {inputs}; a classifier takes '{INPUT_NAME}' as uint8 [batch, H, W, 3] of any batch. "
                 "Export it with `dvc repro export`."
             )
         if not all(_is_output(outputs.get(name)) for name in (LOGITS_NAME, EMBEDDING_NAME)):
