@@ -508,7 +508,7 @@ def cause_of(log: str) -> str:
     if any("error while loading shared libraries" in line for line in lines):
         return next(line for line in lines if "error while loading shared libraries" in line)
     chosen = telling or lines[-1:]
-    return chosen[0].strip().strip('"').rstrip(".") + "." if chosen else "it wrote nothing."
+    return chosen[0].strip().strip('"').rstrip(". ") + "." if chosen else "it wrote nothing."
 
 
 def _error_of(body: bytes) -> str:
