@@ -1,0 +1,116 @@
+"""What the stages measured, read from their reports, as tables for people: the terminal, Prefect's UI, README.md.
+
+Does not cover: the live endpoint; `run.py` adds what it answered.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from visionloop.errors import ArtifactError
+from visionloop.paths import DEPLOY_REPORT, QUANTIZE_REPORT, SELECT_REPORT, evaluate_report
+
+FAMILIES = ("cnn", "vit")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A title, column heads, rows of text, and sentences that belong below."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+    def markdown(self) -> str:
+        """The table as GitHub's Markdown, its notes below."""
+        lines = [
+            f"**{self.title}**",
+            "",
+            f"| {' | '.join(self.columns)} |",
+            f"|{'|'.join(['---'] * len(self.columns))}|",
+            *(f"| {' | '.join(row)} |" for row in self.rows),
+            "",
+            *(f"{note}\n" for note in self.notes),
+        ]
+        return "\n".join(lines).rstrip() + "\n"
+
+
+def tables(root: Path = Path()) -> list[Table]:
+    """The models against each other, the forms of the selected one, and the deployed endpoint.
+
+    Raises:
+        ArtifactError: a report is missing or damaged; the stages did not run.
+    """
+    return [_models(root), _forms(root), _endpoint(root)]
+
+
+def _models(root: Path) -> Table:
+    select = _read(root / SELECT_REPORT)
+    rows = []
+    images = 0
+    for family in FAMILIES:
+        metrics = _read(root / evaluate_report(family) / "metrics.json")
+        images = int(metrics["images"])
+        rows.append(
+            (
+                family.upper(),
+                _percent(metrics["accuracy"]),
+                f"{_percent(metrics['accuracy_low'])} to {_percent(metrics['accuracy_high'])}",
+                f"{metrics['macro_f1']:.3f}",
+                f"{select[f'{family}_megabytes']:.2f}",
+                f"{select[f'{family}_latency_ms']:.2f}",
+                "selected" if select["selected"] == family else "",
+            )
+        )
+    heads = ("model", "test accuracy", "95 % interval", "macro F1", "MB", "ms per image", "")
+    return Table(f"CNN against ViT, {images} test images", heads, tuple(rows), (_text(select["reason"]),))
+
+
+def _forms(root: Path) -> Table:
+    report = _read(root / QUANTIZE_REPORT)
+    rows = [
+        (
+            form.upper(),
+            _percent(report[f"{form}_test_accuracy"]),
+            f"{report[f'{form}_megabytes']:.2f}",
+            f"{report[f'{form}_latency_ms_batch_1']:.3f}",
+            f"{report[f'{form}_images_per_second_batch_32']:,.0f}",
+            "shipped" if report["shipped"] == form else "",
+        )
+        for form in ("fp32", "int8")
+        if f"{form}_megabytes" in report
+    ]
+    heads = ("form", "test accuracy", "MB", "ms per image, one thread", "images/s, batches of 32", "")
+    return Table("FP32 against INT8, ONNX Runtime on this machine", heads, tuple(rows), (_text(report["reason"]),))
+
+
+def _endpoint(root: Path) -> Table:
+    report = _read(root / DEPLOY_REPORT)
+    rows = (
+        ("HTTP", f"{report['http_p50_ms']:.1f}", f"{report['http_bytes_probability_difference']:.1e}"),
+        ("gRPC", f"{report['grpc_p50_ms']:.1f}", f"{report['grpc_bytes_probability_difference']:.1e}"),
+    )
+    note = (
+        f"Version {report['version']:.0f}, proved on {report['golden_images']:.0f} held-out images before it was published."
+    )
+    return Table("Triton endpoint", ("protocol", "ms per image", "largest difference to offline"), rows, (note,))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}); run `dvc repro` to write it.") from error
+    return found
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _text(value: str | list[str]) -> str:
+    return value if isinstance(value, str) else " ".join(value)
