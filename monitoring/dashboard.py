@@ -14,6 +14,7 @@ import html
 import importlib
 import json
 import logging
+import math
 import re
 import uuid
 import warnings
@@ -40,6 +41,7 @@ LOG = logging.getLogger(__name__)
 
 CHISQUARE = "visionloop_chisquare"
 LEVELS: Mapping[str, float] = {"insufficient": 0, "none": 0, "health": 1, "drift": 2, "harm": 3}
+STRONGEST_SHOWN = 20.0  # of -log10 p; a gross shift has hundreds and would flatten the rest of the curve
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +128,13 @@ def build_snapshot(
         if name == CLASS_SIGNAL or (reference[name].notna().any() and current[name].notna().any())
     ]
     shown = [*signals, LATENCY] if current[LATENCY].notna().any() and reference[LATENCY].notna().any() else signals
+    smallest = min(signal.p_value for signal in result.signals)
     values = {
         "level": LEVELS[decision.level],
         "estimated_accuracy": result.estimated_accuracy,
         "reference_accuracy": result.reference_accuracy,
+        "strongest_signal": min(-math.log10(max(smallest, 1e-300)), STRONGEST_SHOWN),
+        "alarm_line": -math.log10(result.threshold),
         "rejected_share": result.window.rejected / max(result.window.rows + result.window.rejected, 1),
     }
     verdict = {name: float(value) for name, value in values.items() if value is not None}

@@ -25,7 +25,7 @@ def decide(result: DriftResult, history: Sequence[DriftResult], params: MonitorP
 
     In this order:
     - health: values that a healthy server cannot log, or too many refused images. Alert; never retrain on such data.
-    - insufficient: fewer than `min_rows` answered rows. Wait; that is not "no drift".
+    - insufficient: the window is not closed, so nothing was tested. Wait; that is not "no drift".
     - harm: the estimated accuracy is `max_accuracy_drop` or more under the reference and its 95 % interval excludes the
       reference; or drift now and in 1 of the 2 closed windows before, each time in the model's own signals. Retrain.
     - drift: any signal under its threshold. Alert.
@@ -37,10 +37,10 @@ def decide(result: DriftResult, history: Sequence[DriftResult], params: MonitorP
     window = result.window
     if result.health:
         return Decision("alert", _health_reason(result), window.window_id, "health")
-    if window.rows < params.min_rows:
+    if not result.signals:
         reason = (
-            f"Window {window.window_id} has {window.rows} answered images, at least {params.min_rows} are needed for a "
-            "verdict; this is not a finding of no drift."
+            f"Window {window.window_id} has {window.rows} answered images; it closes at {params.window_rows}, and can be "
+            f"judged early from {params.min_rows} on. This is not a finding of no drift."
         )
         return Decision("wait", reason, window.window_id, "insufficient")
     drifted = [signal for signal in result.signals if signal.drifted]
@@ -100,7 +100,7 @@ def _signals(result: DriftResult, drifted: Sequence[SignalDrift]) -> str:
     if drifted:
         strongest = sorted(drifted, key=lambda signal: signal.p_value)[:3]
         named = ", ".join(f"{signal.signal} p={signal.p_value:.1e}" for signal in strongest)
-        more = ", ..." if len(drifted) > len(strongest) else ""
+        more = f" and {len(drifted) - 3} more" if len(drifted) > len(strongest) else ""
         verb = "differs" if len(drifted) == 1 else "differ"
         return f"{len(drifted)} of {total} signals {verb} from the reference at p < {result.threshold:.1e}: {named}{more}."
     smallest = min(result.signals, key=lambda signal: signal.p_value)

@@ -54,7 +54,7 @@ def test_window(
     *,
     components: int | None = None,
 ) -> DriftResult:
-    """Test a window against the reference; with fewer than `min_rows` answered rows only its health is judged.
+    """Test a window against the reference; of one that is "insufficient" only the health is judged.
 
     `components` is the length of the logged embedding; without it, that of the reference.
 
@@ -70,7 +70,7 @@ def test_window(
     health = _health(window, labels, components, params)
     groups = signal_groups(labels, components)
     threshold = params.alpha / len(groups)
-    if window.window.rows < params.min_rows:
+    if window.state == "insufficient":
         return DriftResult(window.window, threshold, (), None, None, health)
     reference = to_frame(reference_rows, labels, components)
     current = to_frame(window.answered, labels, components)

@@ -1,6 +1,6 @@
 """A small real world for drift: scikit-learn's digits at 32 x 32, a linear model on principal components, rows as logged.
 
-Used by tests and by `benchmarks/drift_false_alarms.py`. Nothing heavy is trained; rows go through the project's one `Observer`.
+For tests and `benchmarks/drift_false_alarms.py`. Nothing heavy is trained; rows go through the project's one `Observer`.
 """
 
 from __future__ import annotations
