@@ -114,6 +114,7 @@ class AugmentParams(Section):
     erasing: Share = Field(description="probability of a grey rectangle")
     contact_sheet_images: int = Field(ge=1, le=64, description="images on reports/augmentation.png")
     seed: Seed = Field(description="of the contact sheet; training draws from its own seed")
+    workers: int = Field(ge=0, le=256, description="processes that decode; 0 means one per core")
 
 
 class FamilyParams(Section):

@@ -23,6 +23,7 @@ from visionloop.data.policy import AugmentPolicy
 from visionloop.errors import ArtifactError, DataError, ImageError
 from visionloop.files import sync_folder, write_json, write_text
 from visionloop.preprocess import PixelArray, PreprocessSpec, preprocess
+from visionloop.progress import track
 from visionloop.records import SPLITS, ImageRow, Split, SplitRow
 
 META = "meta.json"
@@ -96,7 +97,9 @@ def pack(
             for split in SPLITS
         }
         moments = _Moments()
-        batches = in_batches(read(found.values()), _BATCH_IMAGES, _BATCH_BYTES, size=lambda item: len(item[1]))
+        batches = in_batches(
+            track(read(found.values()), "decode", len(found)), _BATCH_IMAGES, _BATCH_BYTES, size=lambda item: len(item[1])
+        )
         jobs = ([(row.id, data) for row, data in batch] for batch in batches)
         for ids, pixels in map_batches(executor, _Preprocess(spec), jobs):
             for image_id, image in zip(ids, pixels, strict=True):

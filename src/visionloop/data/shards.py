@@ -17,16 +17,19 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from visionloop.data.sources import Skipped, Source, SourceImage
 from visionloop.errors import ArtifactError, DataError
 from visionloop.files import sha256_bytes, sha256_file, sync_folder
 from visionloop.progress import track
 from visionloop.records import ImageRow
 from visionloop.tables import read_rows, rows_of, schema_of, write_rows
+
+if TYPE_CHECKING:  # readers of shards do not depend on where images once came from
+    from visionloop.data.sources import Skipped, Source, SourceImage
 
 # A row group is what is held in memory while writing and reading.
 ROW_GROUP_BYTES = 16 << 20

@@ -1,0 +1,35 @@
+"""Assign every kept image to train, val or test; what an earlier run put in test stays there."""
+
+from __future__ import annotations
+
+from pipeline.stages import run_stage
+from visionloop.config import SplitParams, load_section
+from visionloop.data import splitting
+from visionloop.files import write_json
+from visionloop.paths import CLEAN, SPLIT, SPLIT_REPORT
+from visionloop.records import CleanRow
+from visionloop.tables import read_rows
+
+
+def main() -> None:
+    params = load_section(SplitParams)
+    images = read_rows(CLEAN, CleanRow)
+    previous = splitting.read_ledger(SPLIT, images)
+    rows = splitting.assign(images, params, previous)
+    splitting.check(rows, splitting.frozen_test(images, previous))
+    numbers = splitting.summary(rows, params, previous)
+    splitting.write_split(SPLIT, rows, params, previous)
+    write_json(SPLIT_REPORT, numbers)
+
+    print(f"train {numbers['train']:,}, val {numbers['val']:,}, test {numbers['test']:,} images, no leak -> {SPLIT}")
+    if previous.redraws(params):
+        print(
+            f"seed or shares have changed: train and val are drawn anew, the {numbers['kept_in_test']:,} images that were "
+            f"test stay test; remove {SPLIT} for a wholly new split"
+        )
+    elif previous.splits:
+        print(f"{numbers['kept_in_test']:,} images that were test stay test; new images filled the quotas")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_stage(main))
