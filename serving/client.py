@@ -61,9 +61,13 @@ class Client:
         self._protocol = protocol
         self._max_batch: dict[str, int] = {}
         self._call: dict[str, Any] = {}
+        # What the libraries below raise where the connection is at fault, beside OSError.
+        self._closed: tuple[type[Exception], ...] = ()
         if protocol == "http":
             import tritonclient.http as triton
+            from geventhttpclient.response import HTTPConnectionClosed
 
+            self._closed = (HTTPConnectionClosed,)
             self._client = triton.InferenceServerClient(
                 url, connection_timeout=timeout_seconds, network_timeout=timeout_seconds
             )
@@ -146,7 +150,7 @@ class Client:
                 and self._client.is_model_ready(CLASSIFY, **self._call)
                 and self._client.is_model_ready(CLASSIFIER, **self._call)
             )
-        except (InferenceServerException, OSError):
+        except (InferenceServerException, OSError, *self._closed):
             return False
 
     def versions(self) -> list[int]:
@@ -188,8 +192,8 @@ class Client:
         for attempt in range(RETRIES + 1):
             try:
                 return call()
-            except (InferenceServerException, OSError) as error:
-                if _is_connection_fault(error) and attempt < RETRIES:
+            except (InferenceServerException, OSError, *self._closed) as error:
+                if self._is_connection_fault(error) and attempt < RETRIES:
                     time.sleep(wait)
                     wait *= 2
                     continue
@@ -202,20 +206,20 @@ class Client:
         status, message = str(error.status()), str(error.message())
         if status in ("400", "StatusCode.INVALID_ARGUMENT"):
             return ImageError("refused", message)
-        if _is_connection_fault(error):
+        if self._is_connection_fault(error):
             return ServingError(f"No Triton server answers at {self._url}; start one with `visionloop serve`.")
         if "DEADLINE" in status:
             return ServingError(f"The Triton server at {self._url} did not answer in time; send fewer images at once.")
         return ServingError(f"The Triton server at {self._url} fails: {message}")
 
-
-def _is_connection_fault(error: BaseException) -> bool:
-    if isinstance(error, InferenceServerException):
-        # gRPC says UNAVAILABLE both where nothing listens and where the model says so; only the former names the connection.
-        return error.status() == "StatusCode.UNAVAILABLE" and any(
-            word in str(error.message()) for word in ("connect", "Connection", "Socket closed")
-        )
-    return isinstance(error, ConnectionError)
+    def _is_connection_fault(self, error: BaseException) -> bool:
+        if isinstance(error, InferenceServerException):
+            # gRPC says UNAVAILABLE both where nothing listens and where the model says so; only the former names the
+            # connection.
+            return error.status() == "StatusCode.UNAVAILABLE" and any(
+                word in str(error.message()) for word in ("connect", "Connection", "Socket closed")
+            )
+        return isinstance(error, (ConnectionError, *self._closed))
 
 
 def _chunks(sizes: Sequence[int], most: int) -> Iterator[tuple[int, int]]:

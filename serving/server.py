@@ -513,7 +513,7 @@ def cause_of(log: str) -> str:
 
 def _error_of(body: bytes) -> str:
     try:
-        return str(json.loads(body)["error"])
+        return str(json.loads(body)["error"]).split("\n\nAt:")[0].strip().rstrip(".;")
     except (ValueError, KeyError, TypeError):
         return body.decode(errors="replace")[:200] or "no answer"
 
