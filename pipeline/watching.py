@@ -6,6 +6,7 @@ Does not cover: acting on a decision (`flows.py`).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,11 @@ from serving.repository import champion_folder
 from serving.store import Store
 from visionloop.card import load_card
 from visionloop.config import MonitorParams
-from visionloop.paths import DRIFT_REPORTS, EVIDENTLY_WORKSPACE, MODEL_REPOSITORY, REFERENCE
+from visionloop.paths import DRIFT_REPORTS, EVIDENTLY_WORKSPACE, LOGS, MODEL_REPOSITORY, REFERENCE
 from visionloop.records import Decision, DriftResult, LoggedPrediction
 from visionloop.tables import read_rows
+
+WEBHOOK_VARIABLE = "VISIONLOOP_ALERT_WEBHOOK"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +38,20 @@ def watch(
     *,
     folder: Path = DRIFT_REPORTS,
     workspace: Path = EVIDENTLY_WORKSPACE,
+    alerts: Path = LOGS / "alerts.jsonl",
     partial: bool = False,
 ) -> Watched:
     """Judge the newest closed window (with `partial` the open one, if it can be judged), draw it and keep the decision.
 
-    A closed window is written to the store once, together with its decision; judging it again changes nothing.
+    A closed window is written to the store once, together with its decision; judging it again changes nothing. A decision
+    that is no "wait" is told once: a line in `alerts`, and a POST to the address in VISIONLOOP_ALERT_WEBHOOK if it is set.
 
     Raises:
         ArtifactError: no model was deployed, or there is no reference.
         MonitoringError: the reference belongs to another model.
         ServingError: the store refuses.
     """
+    from monitoring.alerts import alert
     from monitoring.dashboard import read_history, write_report
     from monitoring.watch import judge
     from monitoring.workspace import clean_up
@@ -79,6 +85,7 @@ def watch(
     new = store.write_window(window.window, last) if closed else _is_news(store, decision)
     if new:
         store.write_decision(decision)
+        alert(decision, alerts, webhook=os.environ.get(WEBHOOK_VARIABLE))
     clean_up(folder, workspace, params.keep_days)
     return Watched(decision, result, paths.page, new)
 

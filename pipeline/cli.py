@@ -1,0 +1,283 @@
+"""The `visionloop` command.
+
+Exit codes: 0 all is well, 1 something failed or was refused (one sentence on standard error says what), 2 a gate, a budget
+or a wrong command line said no. Commands run in the project's folder, found from the current one upwards. Heavy libraries
+are imported by the command that needs them, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from visionloop.errors import ConfigError, ImageError, PipelineError, VisionloopError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from visionloop.records import Prediction
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+@app.callback()
+def in_project(context: typer.Context) -> None:
+    """From a folder of images to a monitored Triton endpoint. Exit codes: 0 well, 1 failed, 2 blocked or misused."""
+    context.obj = Path.cwd()  # what paths on the command line are relative to
+    if "--help" not in sys.argv:
+        os.chdir(project_root(Path.cwd()))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check every precondition and say in one sentence each what to do."""
+    from pipeline import doctor as doctors
+
+    checks = doctors.checks()
+    if as_json:
+        print(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        for check in checks:
+            print(f"{'✓' if check.ok else '✗'} {check.name:16} {check.sentence}")
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+def run() -> None:
+    """The main job: bring the pipeline up to date, serve the model, send it images, judge drift, sum up."""
+    from pipeline import run as main_job
+    from pipeline.supervisor import stopping_on_signals
+
+    with stopping_on_signals():
+        main_job.run()
+
+
+@app.command()
+def predict(  # noqa: PLR0917 - typer calls it by name
+    context: typer.Context,
+    paths: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    grpc: Annotated[bool, typer.Option("--grpc", help="Ask over gRPC instead of HTTP.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Use the deployed model in this process, no server.")] = False,
+    url: Annotated[str | None, typer.Option(help="host:port of another endpoint.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Classify images; a bad one does not stop the rest, and the exit code is 1 at the end."""
+    from visionloop.progress import track
+
+    files = _image_files([context.obj / path for path in paths])
+    failures = 0
+    if not as_json:
+        print(f"{'label':16} {'probability':>11}  {'prediction id':36}  file")
+    with _predictor(grpc, offline, url) as ask:
+        for path in track(files, "predict") if len(files) > 100 else files:
+            try:
+                answer = ask(path.read_bytes())
+            except (ImageError, OSError) as error:
+                failures += 1
+                if as_json:
+                    print(json.dumps({"file": str(path), "error": str(error)}, ensure_ascii=False))
+                else:
+                    print(f"{path}: {error}", file=sys.stderr)
+                continue
+            if as_json:
+                print(json.dumps({"file": str(path), **asdict(answer)}, ensure_ascii=False))
+            else:
+                print(f"{answer.label:16} {answer.probability:11.4f}  {answer.prediction_id:36}  {path}")
+    if failures:
+        print(f"{failures} of {len(files)} images were refused.", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.command()
+def serve() -> None:
+    """Serve the deployed model with Triton alone, until Ctrl-C."""
+    from pipeline import supervisor
+
+    raise typer.Exit(supervisor.serve_alone())
+
+
+@app.command()
+def up() -> None:
+    """Run Triton, Prefect and the Evidently UI together on this machine, until Ctrl-C."""
+    from pipeline import supervisor
+
+    raise typer.Exit(supervisor.up(_say))
+
+
+@app.command()
+def monitor(
+    partial: Annotated[bool, typer.Option("--partial", help="Judge the open window too, once it has min_rows.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Judge the newest window of predictions: wait, alert or retrain, with the reason."""
+    from pipeline.watching import watch
+    from serving.store import Store
+    from visionloop.config import MonitorParams, ServeParams, load_section
+
+    with Store(load_section(ServeParams).store_url) as store:
+        store.create()
+        watched = watch(store, load_section(MonitorParams), partial=partial)
+    decision, page = watched.decision, str(watched.page) if watched.page else None
+    if as_json:
+        print(json.dumps({**asdict(decision), "page": page, "new": watched.new}, ensure_ascii=False))
+        return
+    print(f"{decision.action}: {decision.reason}")
+    if page:
+        print(f"The page of window {decision.window_id} is {page}")
+
+
+@app.command()
+def simulate(
+    shift: Annotated[str, typer.Option(help="none, prior, or a corruption: blur, noise, fog, ...")] = "none",
+    severity: Annotated[int, typer.Option(help="1 (slight) to 5 (strong).")] = 3,
+    count: Annotated[int | None, typer.Option(help="Images to send; one window unless given.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Another seed, other images.", min=0)] = 0,
+    url: Annotated[str | None, typer.Option(help="host:port of another endpoint.")] = None,
+) -> None:
+    """Send held-out images to the running endpoint, as they are or shifted."""
+    from monitoring import simulator
+    from pipeline import endpoints, traffic
+    from serving.client import Client
+    from visionloop.config import MonitorParams, load_section
+
+    total = count or load_section(MonitorParams).window_rows
+    images = traffic.held_out()
+    data, labels = [image.data for image in images], [image.label for image in images]
+    shifted = simulator.simulate(data, shift, severity, total, seed, labels=labels)
+    with Client(url or endpoints.require().triton_http) as client:
+        answered = sum(1 for _ in traffic.send(client, shifted, total, f"send {shift}"))
+    print(f"{answered} images were sent and answered; `visionloop monitor` judges each full window of them.")
+
+
+@app.command()
+def status(as_json: Json = False) -> None:
+    """What is stale, what runs, what the store holds and what was decided last."""
+    from pipeline import endpoints, repro
+    from serving.repository import read_release
+    from serving.store import Store
+    from visionloop.config import ServeParams, load_section
+    from visionloop.paths import MODEL_REPOSITORY, RELEASE
+
+    release = read_release(MODEL_REPOSITORY) if (MODEL_REPOSITORY / RELEASE).exists() else None
+    running, stale = endpoints.find(), repro.status()
+    with Store(load_section(ServeParams).store_url) as store:
+        store.create()
+        counts, decisions = store.counts(), store.decisions(limit=1)
+    found = {
+        "stale_stages": stale,
+        "champion": release.model_dump(mode="json") if release else None,
+        "endpoints": running.model_dump(mode="json") if running else None,
+        "store": counts,
+        "last_decision": asdict(decisions[0]) if decisions else None,
+    }
+    if as_json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    behind = f"stale: {', '.join(stale)}; `make run` or `dvc repro` brings it up to date"
+    print(f"pipeline   {behind if stale else 'up to date'}")
+    print(f"model      {f'version {release.champion}, {release.family}, {release.precision}' if release else 'none yet'}")
+    if running:
+        print(f"endpoint   {running.triton_http} HTTP, {running.triton_grpc} gRPC (process {running.pid})")
+        for name, link in (("Prefect", running.prefect), ("Evidently", running.evidently)):
+            if link:
+                print(f"{name:10} {link}")
+    else:
+        print("endpoint   does not run; `visionloop up` starts it")
+    print(f"store      {', '.join(f'{value:,} {name}' for name, value in counts.items())}")
+    print(f"decision   {f'{decisions[0].action}: {decisions[0].reason}' if decisions else 'none yet'}")
+
+
+def _image_files(paths: list[Path]) -> list[Path]:
+    """Every image named, and those in the folders named, sorted; a file that is named is taken whatever its ending."""
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            files += sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+        else:
+            files.append(path)
+    if not files:
+        known = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise ConfigError(f"There is no image in {', '.join(map(str, paths))}; images end in {known}.")
+    return files
+
+
+@contextlib.contextmanager
+def _predictor(grpc: bool, offline: bool, url: str | None) -> Iterator[Callable[[bytes], Prediction]]:
+    """A function from image bytes to an answer."""
+    if offline:
+        yield _offline()
+        return
+    from pipeline import endpoints
+    from serving.client import Client
+
+    if url is None:
+        running = endpoints.require()
+        url = running.triton_grpc if grpc else running.triton_http
+    with Client(url, "grpc" if grpc else "http") as client:
+        yield lambda data: client.predict_images([data])[0]
+
+
+def _offline() -> Callable[[bytes], Prediction]:
+    from serving.repository import champion_folder
+    from visionloop import runtime
+    from visionloop.features import softmax
+    from visionloop.paths import MODEL_REPOSITORY
+    from visionloop.preprocess import preprocess
+    from visionloop.records import Prediction
+
+    folder = champion_folder(MODEL_REPOSITORY)
+    model, card = runtime.load(folder)
+
+    def answer(data: bytes) -> Prediction:
+        logits, _ = model.run(preprocess(data, card.preprocess)[None])
+        probabilities = tuple(float(value) for value in softmax(logits)[0])
+        best = max(range(len(probabilities)), key=probabilities.__getitem__)
+        return Prediction(card.labels[best], probabilities[best], probabilities, model_version=folder.name)
+
+    return answer
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def project_root(start: Path) -> Path:
+    """The project's folder: the nearest one from `start` upwards with params.yaml and dvc.yaml.
+
+    Raises:
+        PipelineError: there is none.
+    """
+    for folder in (start, *start.parents):
+        if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
+            return folder
+    raise PipelineError(f"{start} is in no visionloop project (params.yaml and dvc.yaml); change to the project's folder.")
+
+
+def main() -> None:
+    """Run the command line; a refusal is one sentence on standard error, and its exit code."""
+    os.environ.update(DVC_NO_ANALYTICS="1", DO_NOT_TRACK="1")
+    try:
+        app()
+    except VisionloopError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""The main job, `make run`: pipeline up to date, model served, images sent, drift judged, all summed up.
+
+The live part works in `var/demo`, made anew each time, so that its traffic never stands among a real endpoint's.
+A run that finds nothing changed shows the saved summary instead.
+
+Does not cover: keeping the endpoint up (`visionloop up`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from pipeline import doctor, repro, summary, traffic
+from pipeline.summary import Table
+from pipeline.watching import watch
+from serving.client import Client
+from serving.server import TritonServer
+from serving.store import Store
+from visionloop.config import MonitorParams, ServeParams, load_section
+from visionloop.errors import PipelineError
+from visionloop.files import sha256_file, write_json
+from visionloop.paths import CLEANING_PAGE, CONTACT_SHEET, EVALUATE_REPORTS, LOGS, MODEL_REPOSITORY, RUN_SUMMARY, VAR
+
+DEMO = VAR / "demo"
+DVC_LOCK = Path("dvc.lock")
+SHOWN_IMAGES = 3  # of each protocol
+# Severity 3 of 5 is what the drift tests were measured with; a user sees a clear case beside a quiet one.
+SHIFTS: tuple[tuple[str, int], ...] = (("none", 1), ("blur", 3))
+PROTOCOLS: tuple[Literal["http", "grpc"], ...] = ("http", "grpc")
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What the run found, as it is saved."""
+
+    lock: str  # sha256 of dvc.lock: the pipeline's state that this belongs to
+    tables: tuple[Table, ...]
+    pages: tuple[str, ...]
+    seconds: float
+
+
+def run() -> None:
+    """Do the main job; progress and the summary go to standard output.
+
+    Raises:
+        PipelineError: a precondition or a stage failed.
+        VisionloopError: the endpoint or the drift check failed.
+    """
+    begin = time.monotonic()
+    console = Console(highlight=False, soft_wrap=True)
+    _check()
+    result = repro.reproduce(on_line=lambda line: console.print(line, markup=False))
+    saved = _load()
+    if not result.ran and saved and saved.lock == sha256_file(DVC_LOCK):
+        console.print("\n[bold]Nothing changed since the last run.[/bold] This is its summary.\n")
+        show(saved, console)
+        return
+    console.print(f"\n{len(result.ran)} stages ran, {len(result.skipped)} were up to date. Now the endpoint.\n")
+    live, pages = _live(console)
+    found = Summary(
+        lock=sha256_file(DVC_LOCK),
+        tables=(*summary.tables(), *live),
+        pages=(
+            str(CLEANING_PAGE),
+            str(CONTACT_SHEET),
+            f"{EVALUATE_REPORTS}/cnn/ and {EVALUATE_REPORTS}/vit/: confusion.png, gradcam.png, mistakes.png",
+            *pages,
+        ),
+        seconds=round(time.monotonic() - begin, 1),
+    )
+    write_json(RUN_SUMMARY, asdict(found))
+    show(found, console)
+
+
+def show(found: Summary, console: Console) -> None:
+    """Print a summary."""
+    for table in found.tables:
+        drawn = RichTable(title=table.title, title_justify="left", title_style="bold", show_edge=False)
+        for column in table.columns:
+            drawn.add_column(column)
+        for row in table.rows:
+            drawn.add_row(*row)
+        console.print(drawn)
+        for note in table.notes:
+            console.print(note, markup=False)
+        console.print()
+    console.print("[bold]Pages to open in a browser[/bold]")
+    for page in found.pages:
+        console.print(f"  {page}", markup=False)
+    console.print("\n[bold]What to do next[/bold]")
+    console.print("  .venv/bin/visionloop up                            the endpoint, Prefect and the drift dashboard, live")
+    console.print("  .venv/bin/visionloop predict <image> --offline     ask the deployed model about your own image")
+    console.print("  .venv/bin/dvc metrics show                         every number; `dvc dag` draws the stages")
+    console.print(f"\nThe run took {found.seconds:.0f} s; its summary is {RUN_SUMMARY}.")
+
+
+def _check() -> None:
+    failed = [check for check in doctor.checks() if check.blocks and not check.ok]
+    if failed:
+        raise PipelineError("\n".join(f"{check.name}: {check.sentence}" for check in failed))
+
+
+def _live(console: Console) -> tuple[list[Table], list[str]]:
+    """Serve, ask over both protocols, judge a quiet and a shifted window; return tables and pages."""
+    from monitoring.simulator import simulate
+
+    serve, monitor = load_section(ServeParams), load_section(MonitorParams)
+    shutil.rmtree(DEMO, ignore_errors=True)
+    DEMO.mkdir(parents=True)
+    images = traffic.held_out()
+    data, labels = [image.data for image in images], [image.label for image in images]
+    store_url = f"sqlite:///{DEMO / 'store.db'}"
+    server = TritonServer(
+        MODEL_REPOSITORY,
+        http_port=serve.http_port,
+        grpc_port=serve.grpc_port,
+        metrics_port=serve.metrics_port,
+        store_url=store_url,
+        spool=DEMO / "spool",
+        run_dir=DEMO,
+        log=LOGS / "triton-demo.log",
+        max_image_megabytes=serve.max_image_megabytes,
+        max_image_megapixels=serve.max_image_megapixels,
+    )
+    drift_rows: list[tuple[str, ...]] = []
+    pages: list[str] = []
+    with server, Store(store_url) as store:
+        store.create()
+        console.print(f"Triton answers on {server.http_url} (HTTP) and {server.grpc_url} (gRPC).")
+        answers = _ask(server, images)
+        asked = len(answers.rows)
+        with Client(server.http_url) as client:
+            for number, (shift, severity) in enumerate(SHIFTS, start=1):
+                # The few images asked above are the first of the first window.
+                count = monitor.window_rows - (asked if number == 1 else 0)
+                sent = simulate(data, shift, severity, count, 0, labels=labels)
+                begin = time.monotonic()
+                for _ in traffic.send(client, sent, count, f"send {shift}"):
+                    pass
+                rate = count / (time.monotonic() - begin)
+                traffic.wait_until_stored(store, number * monitor.window_rows)
+                watched = watch(
+                    store, monitor, folder=DEMO / "drift", workspace=DEMO / "evidently", alerts=DEMO / "alerts.jsonl"
+                )
+                name = "held-out images" if shift == "none" else f"the same, {shift} {severity}"
+                drift_rows.append((name, watched.decision.action, f"{rate:.0f}", watched.decision.reason))
+                if watched.page:
+                    pages.append(f"{watched.page}: drift, {name}")
+    heads = ("window", "decision", "images/s sent", "why")
+    return [answers, Table(f"Drift, windows of {monitor.window_rows} images", heads, tuple(drift_rows))], pages
+
+
+def _ask(server: TritonServer, images: list[traffic.HeldOut]) -> Table:
+    rows = []
+    for protocol in PROTOCOLS:
+        url = server.http_url if protocol == "http" else server.grpc_url
+        with Client(url, protocol) as client:
+            for image, answer in zip(images, client.predict_images([i.data for i in images[:SHOWN_IMAGES]]), strict=False):
+                rows.append((protocol, image.path, image.label, answer.label, f"{answer.probability:.4f}"))
+    return Table(
+        "What the endpoint answers", ("protocol", "held-out image", "true label", "answer", "probability"), tuple(rows)
+    )
+
+
+def _load() -> Summary | None:
+    try:
+        found: dict[str, Any] = json.loads(RUN_SUMMARY.read_text(encoding="utf-8"))
+        tables = tuple(
+            Table(
+                table["title"],
+                tuple(table["columns"]),
+                tuple(tuple(row) for row in table["rows"]),
+                tuple(table["notes"]),
+            )
+            for table in found["tables"]
+        )
+        return Summary(found["lock"], tables, tuple(found["pages"]), found["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # none yet, or of an earlier visionloop: the run is done again
