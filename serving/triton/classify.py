@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,7 @@ class TritonPythonModel:
         self._counters = {
             status: self._logged.Metric(labels={"status": status}) for status in ("answered", "rejected", "not_logged")
         }
+        self._counts: Counter[str] = Counter()
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer or refuse each request."""
@@ -104,6 +106,9 @@ class TritonPythonModel:
             else:
                 responses.append(_response(answers[taken : taken + len(result)]))
                 taken += len(result)
+        for status, count in self._counts.items():
+            self._counters[status].increment(count)  # a message to the server, so once a batch and not once an image
+        self._counts.clear()
         return responses
 
     def finalize(self) -> None:
@@ -175,9 +180,9 @@ class TritonPythonModel:
         return rows
 
     def _log(self, row: LoggedPrediction, status: str) -> None:
-        self._counters[status].increment(1)
+        self._counts[status] += 1
         if self._spool is not None and not self._spool.append(row):
-            self._counters["not_logged"].increment(1)
+            self._counts["not_logged"] += 1
 
     def _follow_release(self) -> bool:
         """Switch to the champion of a changed `release.json` once it is served; True when it did."""

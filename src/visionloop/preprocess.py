@@ -8,6 +8,7 @@ Does not cover: augmentation (`data/augmentation.py`) and formats beyond JPEG, P
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -50,8 +51,13 @@ class PreprocessSpec:
     @property
     def version(self) -> str:
         """A short hash of the spec and of the rules of this module; logged with each prediction."""
-        text = json.dumps({**asdict(self), "rules": 1}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return _version(self)
+
+
+@functools.lru_cache
+def _version(spec: PreprocessSpec) -> str:
+    text = json.dumps({**asdict(spec), "rules": 1}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, slots=True)
