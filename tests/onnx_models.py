@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,12 +56,14 @@ def linear_model(
     ]
     if useless_work:
         names = ["float", *(f"sine{index}" for index in range(useless_work))]
-        nodes += [helper.make_node("Sin", [a], [b]) for a, b in zip(names, names[1:], strict=False)]
+        nodes += [helper.make_node("Sin", [a], [b]) for a, b in itertools.pairwise(names)]
         nodes += [
             helper.make_node("ReduceMax", [names[-1], "axes"], ["top"], keepdims=0),
             helper.make_node("Mul", ["top", "zero"], ["nothing"]),
             helper.make_node("Add", ["plain", "nothing"], ["logits"]),
         ]
+    for index, node in enumerate(nodes):
+        node.name = f"{node.op_type}_{index}"
     graph = helper.make_graph(
         nodes,
         "linear",
@@ -73,7 +76,7 @@ def linear_model(
             numpy_helper.from_array(np.array([1, 2], np.int64), "axes"),
             numpy_helper.from_array(weights, "weights"),
             numpy_helper.from_array(BIAS[: weights.shape[1]], "bias"),
-            numpy_helper.from_array(np.zeros(1, np.float32), "zero"),
+            *([numpy_helper.from_array(np.zeros(1, np.float32), "zero")] if useless_work else []),
         ],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
@@ -114,7 +117,6 @@ class Digits:
     labels: npt.NDArray[np.int64]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-
 
 
 TRAIN, VAL, TEST = slice(0, 1257), slice(1257, 1617), slice(1617, 1797)

@@ -25,7 +25,9 @@ def test_the_model_itself_passes_with_a_difference_of_nothing() -> None:
 def test_one_logit_beyond_the_tolerance_is_refused_with_the_figure() -> None:
     logits = GOLDEN.logits.copy()
     logits[3, 1] += 0.25
-    with pytest.raises(ParityError, match=r"INT8 on 6 golden images at batch size 6: a logit differs by 0\.25, more than the 0\.1"):
+    with pytest.raises(
+        ParityError, match=r"INT8 on 6 golden images at batch size 6: a logit differs by 0\.25, more than the 0\.1"
+    ):
         prove_parity(MODEL, replace(GOLDEN, logits=logits), tolerance=0.1, name="INT8")
 
 
