@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Literal
 
-from visionloop.errors import VisionloopError
+from visionloop.errors import ConfigError, VisionloopError
+
+
+def family_argument(argv: Sequence[str]) -> Literal["cnn", "vit"]:
+    """The one argument of the stages that run once per family.
+
+    Raises:
+        ConfigError: there is none, more than one, or another word.
+    """
+    if argv[1:] == ["cnn"]:
+        return "cnn"
+    if argv[1:] == ["vit"]:
+        return "vit"
+    got = " ".join(argv[1:]) or "nothing"
+    raise ConfigError(f"This stage takes the family, `cnn` or `vit`, and got {got!r}; `dvc repro` runs it for both.")
 
 
 def run_stage(main: Callable[[], None]) -> int:

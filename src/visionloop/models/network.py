@@ -18,9 +18,18 @@ Family = Literal["cnn", "vit"]
 Option = int | float | str | bool
 
 
+# The last map of a ResNet at 224 pixels, for which Grad-CAM was made, has 7 x 7 positions.
+LEAST_MAP_SIDE = 7
+
+
 @dataclass(frozen=True)
 class GradcamLayer:
-    """The layer whose output and gradient make the heat-map, and how either becomes a map [N, C, h, w]."""
+    """The layer whose output and gradient make the heat-map, and how either becomes a map [N, C, h, w].
+
+    In a convolutional network: the deepest layer with at least `LEAST_MAP_SIDE` positions a side, because the last map of a
+    small image has so few that each sees all of it. In a ViT: a norm before attention, because after the last block every
+    patch carries the whole image's answer. See `evaluation/gradcam.py` for what was measured.
+    """
 
     module: nn.Module
     to_map: Callable[[Tensor], Tensor]
@@ -37,7 +46,7 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def gradcam_layer(self) -> GradcamLayer:
-        """The last layer that still knows where in the image something lies."""
+        """The layer that Grad-CAM looks at."""
         raise NotImplementedError
 
 

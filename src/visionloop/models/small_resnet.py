@@ -12,7 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionloop.errors import ConfigError
-from visionloop.models.network import Family, GradcamLayer, Network, Option, number, refuse_unknown, same, whole_number
+from visionloop.models.network import (
+    LEAST_MAP_SIDE,
+    Family,
+    GradcamLayer,
+    Network,
+    Option,
+    number,
+    refuse_unknown,
+    same,
+    whole_number,
+)
 
 NAME = "small_resnet"
 OPTIONS = ("width", "blocks", "stages", "stem_stride", "dropout")
@@ -23,7 +33,9 @@ class SmallResNet(Network):
 
     family: Family = "cnn"
 
-    def __init__(self, num_classes: int, *, width: int, blocks: int, stages: int, stem_stride: int, dropout: float) -> None:
+    def __init__(
+        self, num_classes: int, *, image_side: int, width: int, blocks: int, stages: int, stem_stride: int, dropout: float
+    ) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, width, 3, stem_stride, 1, bias=False)
         layers: list[nn.Module] = []
@@ -33,6 +45,9 @@ class SmallResNet(Network):
                 channels_in, channels = channels, width * 2**stage
                 layers.append(_Block(channels_in, channels, 2 if stage > 0 and block == 0 else 1))
         self.stages = nn.Sequential(*layers)
+        sides = [-(-image_side // (stem_stride * 2**stage)) for stage in range(stages)]
+        stage = max((stage for stage, side in enumerate(sides) if side >= LEAST_MAP_SIDE), default=0)
+        self._gradcam_block = (stage + 1) * blocks - 1
         self.last = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU())
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(channels, num_classes)
@@ -46,8 +61,8 @@ class SmallResNet(Network):
         return pooled
 
     def gradcam_layer(self) -> GradcamLayer:
-        """The last map before the mean."""
-        return GradcamLayer(self.last, same)
+        """The last block of the deepest stage whose map is large enough, else of the first stage."""
+        return GradcamLayer(self.stages[self._gradcam_block], same)
 
 
 class _Block(nn.Module):
@@ -91,6 +106,7 @@ def build(num_classes: int, image_size: tuple[int, int], options: Mapping[str, O
         )
     return SmallResNet(
         num_classes,
+        image_side=side,
         width=whole_number(NAME, options, "width", default=32, low=4, high=1024),
         blocks=whole_number(NAME, options, "blocks", default=1, low=1, high=16),
         stages=stages,

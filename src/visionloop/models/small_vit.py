@@ -68,10 +68,10 @@ class SmallViT(Network):
         return pooled
 
     def gradcam_layer(self) -> GradcamLayer:
-        """The last block's first norm, its patches laid out as a map."""
-        last = self.blocks[-1]
-        assert isinstance(last, _Block)
-        return GradcamLayer(last.norm1, lambda tokens: tokens_as_map(tokens, self.grid))
+        """The first block's first norm: the patches before any attention has mixed them."""
+        first = self.blocks[0]
+        assert isinstance(first, _Block)
+        return GradcamLayer(first.norm1, lambda tokens: tokens_as_map(tokens, self.grid))
 
 
 class _Block(nn.Module):

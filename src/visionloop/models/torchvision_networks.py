@@ -6,7 +6,7 @@ The last linear layer becomes `head`; what feeds it is the embedding. Does not c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,11 +14,9 @@ import torchvision
 from torch import Tensor, nn
 
 from visionloop.errors import ConfigError
-from visionloop.models.network import Family, GradcamLayer, Network, Option, same, tokens_as_map
+from visionloop.models.network import LEAST_MAP_SIDE, Family, GradcamLayer, Network, Option, same, tokens_as_map
 
 NOT_COVERED = ("googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1")
-# Where the last map of a convolutional network comes out, in the order in which they are looked for.
-_LAST_MAPS = ("layer4", "trunk_output", "conv5", "features", "layers", "blocks")
 
 
 class TorchvisionNetwork(Network):
@@ -35,6 +33,7 @@ class TorchvisionNetwork(Network):
         self.body = body
         self.head = head
         self.head_name = head_name  # as torchvision's own state dicts call it
+        self.gradcam: GradcamLayer | None = None  # found by `build`, which runs a blank image
 
     def embed(self, images: Tensor) -> Tensor:
         """Images float [N, 3, H, W] to float [N, D]."""
@@ -42,16 +41,9 @@ class TorchvisionNetwork(Network):
         return out
 
     def gradcam_layer(self) -> GradcamLayer:
-        """The last map of a convolutional network; the last block's first norm of a ViT; the last norm of a Swin."""
-        body: Any = self.body
-        if hasattr(body, "encoder"):  # VisionTransformer: a class token, then the patches; the last block's answer is the
-            # class token alone, so only what enters that block still has a gradient at every patch
-            side = body.image_size // body.patch_size
-            return GradcamLayer(body.encoder.layers[-1].ln_1, lambda tokens: tokens_as_map(tokens[:, 1:], (side, side)))
-        if hasattr(body, "permute") and hasattr(body, "norm"):  # SwinTransformer: maps are [N, h, w, C]
-            return GradcamLayer(body.norm, lambda maps: maps.permute(0, 3, 1, 2))
-        module = next(getattr(body, name) for name in _LAST_MAPS if hasattr(body, name))
-        return GradcamLayer(module[-1] if isinstance(module, nn.ModuleList) else module, same)
+        """A ViT's last block's first norm; in others the deepest of the main stages whose map is large enough."""
+        assert self.gradcam is not None
+        return self.gradcam
 
 
 def names() -> list[str]:
@@ -99,12 +91,24 @@ def build(name: str, num_classes: int, image_size: tuple[int, int], options: Map
         ) from error
     head_name = [key for key, module in body.named_modules() if isinstance(module, nn.Linear)][-1]
     network = TorchvisionNetwork(name, body, head_name)
-    _try(name, network, image_size)
+    network.gradcam = _find_gradcam_layer(name, network, image_size)
     return network
 
 
-def _try(name: str, network: TorchvisionNetwork, image_size: tuple[int, int]) -> None:
-    """One blank image through the network, so that an image too small for it is refused here and not in a kernel."""
+def _find_gradcam_layer(name: str, network: TorchvisionNetwork, image_size: tuple[int, int]) -> GradcamLayer:
+    """Run one blank image, so that an image too small is refused here and not in a kernel, and look at the maps' sizes."""
+    body: Any = network.body
+    modules, to_map = _stages(body)
+    sides: dict[int, int] = {}
+
+    def note(index: int, output: Tensor) -> None:
+        if output.ndim == 4:
+            sides[index] = min(to_map(output).shape[2:])
+
+    handles = [
+        module.register_forward_hook(lambda _module, _inputs, output, index=index: note(index, output))
+        for index, module in enumerate(modules)
+    ]
     network.eval()
     try:
         with torch.inference_mode():
@@ -114,4 +118,27 @@ def _try(name: str, network: TorchvisionNetwork, image_size: tuple[int, int]) ->
             f"{name} cannot work on images of {image_size[0]} x {image_size[1]} pixels "
             f"({str(error).splitlines()[0][:120]}); raise preprocess.height and preprocess.width."
         ) from error
-    network.train()
+    finally:
+        for handle in handles:
+            handle.remove()
+        network.train()
+    if hasattr(body, "encoder"):
+        # A class token, then the patches. Only the class token of the last block is answered from, so the patches that
+        # enter this block are the last ones whose gradient says anything.
+        side = body.image_size // body.patch_size
+        return GradcamLayer(modules[-1], lambda tokens: tokens_as_map(tokens[:, 1:], (side, side)))
+    least = min(LEAST_MAP_SIDE, max(sides.values()))
+    return GradcamLayer(modules[max(index for index, side in sides.items() if side >= least)], to_map)
+
+
+def _stages(body: Any) -> tuple[list[nn.Module], Callable[[Tensor], Tensor]]:
+    """The main stages of a torchvision network in their order, and how their output becomes a map [N, C, h, w]."""
+    if hasattr(body, "encoder"):
+        return [body.encoder.layers[-1].ln_1], same
+    if hasattr(body, "layer4"):
+        return [body.layer1, body.layer2, body.layer3, body.layer4], same
+    if hasattr(body, "conv5"):
+        return [body.stage2, body.stage3, body.stage4, body.conv5], same
+    container = next(getattr(body, name) for name in ("trunk_output", "features", "layers", "blocks") if hasattr(body, name))
+    swin = hasattr(body, "permute")  # its maps are [N, h, w, C]
+    return list(container), (lambda maps: maps.permute(0, 3, 1, 2)) if swin else same

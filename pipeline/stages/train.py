@@ -1,0 +1,101 @@
+"""Stage `train <family>`: train the CNN or the ViT of params.yaml on the packed images, and keep its best epoch."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import torch
+from dvclive.live import Live
+
+from pipeline.stages import family_argument, run_stage
+from visionloop import __version__
+from visionloop.card import ModelCard
+from visionloop.config import TrainParams, load_section
+from visionloop.data.packing import load_meta, load_split
+from visionloop.files import write_bytes
+from visionloop.paths import MODEL_TORCH, PACKED, family_folder, train_report
+from visionloop.training import EpochRecord, clear_resume, train
+
+
+def main() -> None:
+    """Read data/packed; write models/<family> and the history in reports/train/<family>."""
+    family = family_argument(sys.argv)
+    params = load_section(TrainParams)
+    meta = load_meta(PACKED)
+    folder = family_folder(family)
+    resume = folder / "resume"
+    resume.mkdir(parents=True, exist_ok=True)
+
+    # `Live` begins by emptying its folder; an interrupted run's epochs are told again from the checkpoint.
+    with Live(str(train_report(family)), dvcyaml=None, save_dvc_exp=False, report=None) as live:
+        result = train(
+            family,
+            load_split(PACKED, "train"),
+            load_split(PACKED, "val"),
+            meta,
+            params,
+            resume=resume,
+            on_epoch=lambda record: _log(live, family, record),
+            say=_say,
+        )
+        live.summary = {
+            "val_accuracy": round(result.best.val_accuracy, 4),
+            "val_loss": round(result.best.val_loss, 4),
+            "train_loss": round(result.best.train_loss, 4),
+            "best_epoch": result.best.epoch,
+            "epochs": len(result.history),
+        }
+        live.make_summary()
+
+    classifier = result.classifier
+    buffer = io.BytesIO()
+    torch.save(classifier.state_dict(), buffer)
+    write_bytes(folder / MODEL_TORCH, buffer.getvalue())
+    settings = params.family(family)
+    card = ModelCard(
+        family=family,
+        architecture=classifier.architecture,
+        architecture_options=dict(settings.options),
+        labels=meta.labels,
+        preprocess=meta.preprocess,
+        mean=meta.mean,
+        std=meta.std,
+        embedding_size=classifier.embedding_size,
+        precision="fp32",
+        parameters=sum(parameter.numel() for parameter in classifier.parameters()),
+        metrics={"val_accuracy": round(result.best.val_accuracy, 6), "val_loss": round(result.best.val_loss, 6)},
+        lineage={"data": meta.data_id, "visionloop": __version__, "torch": torch.__version__},
+        notes=(f"Trained {len(result.history)} epochs; the weights are those of epoch {result.best.epoch}.", *result.notes),
+    )
+    card.with_files(folder, (MODEL_TORCH,)).write(folder)
+    clear_resume(resume)
+    _say(
+        f"{folder}: {card.architecture}, {card.parameters:,} weights of epoch {result.best.epoch}, "
+        f"validation accuracy {result.best.val_accuracy:.2%}"
+    )
+
+
+def _log(live: Live, family: str, record: EpochRecord) -> None:
+    values = {
+        "train_loss": record.train_loss,
+        "val_loss": record.val_loss,
+        "val_accuracy": record.val_accuracy,
+        "learning_rate": record.learning_rate,
+    }
+    live.step = record.epoch
+    for name, value in values.items():
+        live.log_metric(name, float(f"{value:.4g}"))
+    speed = "restored" if record.restored else f"{record.images_per_second:,.0f} images/s, {record.seconds_left:.0f} s left"
+    _say(
+        f"{family} epoch {record.epoch}/{record.epochs}: loss {record.train_loss:.4f}, "
+        f"validation {record.val_accuracy:.2%} (loss {record.val_loss:.4f}), {speed}"
+    )
+
+
+def _say(sentence: str) -> None:
+    print(sentence, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_stage(main))

@@ -1,0 +1,1 @@
+"""How good a classifier is on held-out images, shown in numbers and in pictures, and which of two to take."""

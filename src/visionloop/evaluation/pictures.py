@@ -1,0 +1,167 @@
+"""The PNG pictures of an evaluation. Values in, PNG bytes out; the same values give the same bytes."""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from visionloop.evaluation.curves import MICRO, PrCurve
+from visionloop.evaluation.predictions import Floats, Numbers
+
+Images = npt.NDArray[np.uint8]
+
+_MOST_NUMBERED = 20  # classes up to which a cell of the confusion matrix has room for its number
+_MOST_IN_LEGEND = 20
+_COLUMNS = 8
+_DOTS_PER_INCH = 110
+
+
+def confusion_png(matrix: Numbers, labels: Sequence[str], title: str) -> bytes:
+    """The confusion matrix [K, K] twice: counts, and shares of each actual class."""
+    count = len(labels)
+    totals = matrix.sum(1, keepdims=True)
+    shares = np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
+    side = min(4 + 0.28 * count, 14)
+    with _figure((2 * side, side), title) as (figure, buffer):
+        for axes, values, name in zip(
+            figure.subplots(1, 2), (matrix, shares), ("images", "share of the actual class"), strict=True
+        ):
+            # A square root lets single mistakes be seen beside a full diagonal.
+            axes.imshow(np.sqrt(values / max(values.max(), 1e-9)), cmap="Blues", vmin=0, vmax=1)
+            axes.set(xlabel="predicted", ylabel="actual", title=name)
+            ticks = range(0, count, max(1, math.ceil(count / 60)))
+            axes.set_xticks(ticks, [_short(labels[i]) for i in ticks], rotation=90 if _is_long(labels) else 0)
+            axes.set_yticks(ticks, [_short(labels[i]) for i in ticks])
+            if count <= _MOST_NUMBERED:
+                for row, column in zip(*np.nonzero(values), strict=True):
+                    value = values[row, column]
+                    text = str(value) if values is matrix else f"{value:.2f}".removeprefix("0")
+                    dark = math.sqrt(value / values.max()) > 0.6
+                    axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+    return buffer.getvalue()
+
+
+def pr_curves_png(curves: Sequence[PrCurve], title: str) -> bytes:
+    """All curves in one picture, the micro-average thick, the legend with each average precision (AP)."""
+    with _figure((8, 6), title) as (figure, buffer):
+        axes = figure.subplots()
+        for curve in curves:
+            micro = curve.name == MICRO
+            axes.plot(
+                curve.recall,
+                curve.precision,
+                drawstyle="steps-pre",
+                linewidth=2.5 if micro else 1,
+                color="black" if micro else None,
+                zorder=3 if micro else 2,
+                label=f"{_short(curve.name)}, AP {curve.average_precision:.3f}",
+            )
+        axes.set(xlabel="recall", ylabel="precision", xlim=(-0.02, 1.02), ylim=(-0.02, 1.04))
+        axes.grid(alpha=0.3)
+        shown = min(len(curves), _MOST_IN_LEGEND)
+        handles, names = axes.get_legend_handles_labels()
+        note = None if shown == len(curves) else f"{shown - 1} of {len(curves) - 1} classes"
+        axes.legend(handles[:shown], names[:shown], loc="lower left", fontsize=8, title=note)
+    return buffer.getvalue()
+
+
+def gradcam_png(
+    images: Images, maps: npt.NDArray[np.float32], targets: Sequence[str], predicted: Sequence[str], title: str
+) -> bytes:
+    """For each image: the input, the heat-map for the predicted class, and the map laid over the input."""
+    if len(images) == 0:
+        return _sentence_png("No image was asked for (evaluate.gradcam_images is 0).", title)
+    per_row = min(4, len(images))
+    rows = math.ceil(len(images) / per_row)
+    with _figure((per_row * 4.2, rows * 1.75), title) as (figure, buffer):
+        grid = figure.subplots(rows, per_row * 3, squeeze=False)
+        for axes in grid.flat:
+            axes.axis("off")
+        for index, (image, heat) in enumerate(zip(images, maps, strict=True)):
+            row, column = divmod(index, per_row)
+            left, middle, right = grid[row, 3 * column : 3 * column + 3]
+            left.imshow(image, interpolation="nearest")
+            middle.imshow(heat, cmap="inferno", vmin=0, vmax=1, interpolation="nearest")
+            gray = image.mean(2) / 255
+            right.imshow(gray, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            # Stronger evidence covers more; where there is none the input shows.
+            right.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=heat * 0.7, interpolation="nearest")
+            same = targets[index] == predicted[index]
+            text = _short(targets[index]) if same else f"{_short(targets[index])}, called {_short(predicted[index])}"
+            middle.set_title(text, fontsize=9, color="black" if same else "firebrick")
+    return buffer.getvalue()
+
+
+def mistakes_png(
+    images: Images,
+    targets: Sequence[str],
+    predicted: Sequence[str],
+    probabilities: Floats,
+    *,
+    mistakes: int,
+    of: int,
+    title: str,
+) -> bytes:
+    """The given mistakes, worst first, each with its true class, the class it was called, and that class's probability.
+
+    `mistakes` of `of` images were wrong in all; where there are none, the picture says so.
+    """
+    if mistakes == 0:
+        return _sentence_png(f"There are no mistakes: all {of} images are answered rightly.", title)
+    if len(images) == 0:
+        return _sentence_png(f"{mistakes} of {of} are wrong; none was asked for (evaluate.mistake_images is 0).", title)
+    columns = min(_COLUMNS, max(4, len(images)))
+    rows = math.ceil(len(images) / columns)
+    heading = f"{title}: {len(images)} of {mistakes} mistakes on {of} images, the most confident first"
+    with _figure((columns * 1.6, rows * 2.2 + 0.4), heading) as (figure, buffer):
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes in grid.flat:
+            axes.axis("off")
+        for axes, image, target, guess, probability in zip(
+            grid.flat, images, targets, predicted, probabilities, strict=False
+        ):
+            axes.imshow(image, interpolation="nearest")
+            axes.set_title(f"is {_short(target)}\ncalled {_short(guess)}\n{probability:.0%}", fontsize=8)
+    return buffer.getvalue()
+
+
+def _sentence_png(sentence: str, title: str) -> bytes:
+    with _figure((8, 2), title) as (figure, buffer):
+        axes: Axes = figure.subplots()
+        axes.axis("off")
+        axes.text(0.5, 0.5, textwrap.fill(sentence, 80), ha="center", va="center", fontsize=12)
+    return buffer.getvalue()
+
+
+@contextmanager
+def _figure(inches: tuple[float, float], title: str) -> Iterator[tuple[Figure, io.BytesIO]]:
+    """A figure of its own, without pyplot's global state; it is drawn into the buffer when the block ends."""
+    buffer = io.BytesIO()
+    # A class may be called "$5": no text here is a formula.
+    with rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        # A class name in a script that the font lacks shows boxes, which is no reason to stop.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        figure = Figure(figsize=inches, dpi=_DOTS_PER_INCH, layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle(title, fontsize=11)
+        yield figure, buffer
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 16 else text[:15] + "…"
+
+
+def _is_long(labels: Sequence[str]) -> bool:
+    return len(labels) > 12 or max(len(label) for label in labels) > 3

@@ -1,0 +1,120 @@
+"""What a classifier says of the held-out images, as arrays and as a Parquet file with one row per image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from visionloop.errors import ArtifactError
+from visionloop.files import atomic_path
+from visionloop.models import Classifier
+from visionloop.progress import track
+from visionloop.records import Split
+
+Floats = npt.NDArray[np.float64]
+Numbers = npt.NDArray[np.int64]
+
+_PREFIX = "p:"  # of the probability columns: no class name can hide another column
+_BATCH_PIXELS = 1 << 22  # bounds memory: 256 images of 128 x 128, 83 of 224 x 224
+
+
+@dataclass(frozen=True)
+class SplitPredictions:
+    """The answers for one side of the data set."""
+
+    ids: tuple[str, ...]  # [N]
+    targets: Numbers  # [N], positions in the labels
+    probabilities: Floats  # [N, K]; rows sum to 1
+
+    @property
+    def predicted(self) -> Numbers:
+        """[N], the class with the highest probability; among equals the first."""
+        classes: Numbers = self.probabilities.argmax(1)
+        return classes
+
+    @property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """[N], whether the prediction is the target."""
+        right: npt.NDArray[np.bool_] = self.predicted == self.targets
+        return right
+
+
+def predict(model: Classifier, images: npt.NDArray[np.uint8], device: torch.device, description: str) -> Floats:
+    """Probabilities [N, K] of uint8 images [N, H, W, 3], in batches, with progress under `description`.
+
+    Raises:
+        ArtifactError: the model answers with NaN or infinity.
+    """
+    model = model.to(device).eval()
+    batch_size = max(1, min(1024, _BATCH_PIXELS // max(1, images.shape[1] * images.shape[2])))
+    starts = range(0, len(images), batch_size)
+    parts = [np.empty((0, model.num_classes))]
+    with torch.inference_mode():
+        for start in track(starts, description):
+            batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(device)
+            logits, _ = model(batch)
+            parts.append(torch.softmax(logits.double(), 1).cpu().numpy())
+    probabilities = np.concatenate(parts)
+    if not np.isfinite(probabilities).all():
+        raise ArtifactError(
+            "The model answers with NaN or infinity, so its weights are not finite; train again with a lower learning rate."
+        )
+    return probabilities
+
+
+def write_predictions(path: Path, labels: tuple[str, ...], splits: Mapping[Split, SplitPredictions]) -> None:
+    """Write one row per image: id, split, label, predicted, correct, and `p:<label>` for each class."""
+    names = np.array(labels, dtype=object)
+    columns: dict[str, pa.Array] = {
+        "id": pa.array([name for part in splits.values() for name in part.ids], pa.string()),
+        "split": pa.array([split for split, part in splits.items() for _ in part.ids], pa.string()),
+        "label": pa.array([name for part in splits.values() for name in names[part.targets]], pa.string()),
+        "predicted": pa.array([name for part in splits.values() for name in names[part.predicted]], pa.string()),
+        "correct": pa.array(np.concatenate([part.correct for part in splits.values()]), pa.bool_()),
+    }
+    probabilities = np.concatenate([part.probabilities for part in splits.values()])
+    for index, label in enumerate(labels):
+        columns[_PREFIX + label] = pa.array(probabilities[:, index], pa.float64())
+    with atomic_path(path) as tmp:
+        pq.write_table(pa.table(columns), tmp, compression="zstd")
+
+
+def read_correct(path: Path, split: Split) -> dict[str, bool]:
+    """Which images of one side were answered rightly: id -> correct.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or no such table.
+    """
+    try:
+        table = pq.read_table(path, columns=["id", "split", "correct"])
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise ArtifactError(
+            f"{path} cannot be read ({str(error).splitlines()[0][:100]}); run `dvc repro evaluate`."
+        ) from error
+    rows = zip(*(table.column(name).to_pylist() for name in ("id", "split", "correct")), strict=True)
+    return {str(name): bool(correct) for name, side, correct in rows if side == split}
+
+
+def spread(predictions: SplitPredictions, count: int) -> Numbers:
+    """Positions of `count` images spread over the classes: one of each class in turn, in the order of the images."""
+    turn = np.zeros(len(predictions.targets), dtype=np.int64)
+    for number in np.unique(predictions.targets):
+        mine = predictions.targets == number
+        turn[mine] = np.arange(mine.sum())
+    order: Numbers = np.lexsort((predictions.targets, turn))
+    return order[:count]
+
+
+def worst_mistakes(predictions: SplitPredictions, count: int) -> Numbers:
+    """Positions of at most `count` wrong answers, the most confident first."""
+    wrong = np.flatnonzero(~predictions.correct)
+    confidence = predictions.probabilities[wrong].max(1)
+    worst: Numbers = wrong[np.argsort(-confidence, kind="stable")][:count]
+    return worst
