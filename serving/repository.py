@@ -230,6 +230,7 @@ def classifier_config(card: ModelCard, params: DeployParams, served: list[int]) 
     config.output.add(name=EMBEDDING_NAME, data_type=pb.TYPE_FP32, dims=[card.embedding_size])
     config.version_policy.specific.versions.extend(served)
     config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=params.instances)
+    config.dynamic_batching.SetInParent()  # a delay of 0 alone would leave the message out, and dynamic batching with it
     config.dynamic_batching.max_queue_delay_microseconds = params.max_queue_delay_microseconds
     return config
 
@@ -251,6 +252,7 @@ def classify_config(params: DeployParams) -> Any:
     config.output.add(name=MODEL_VERSION, data_type=pb.TYPE_STRING, dims=[1])
     config.version_policy.specific.versions.append(CLASSIFY_VERSION)
     config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=params.instances)
+    config.dynamic_batching.SetInParent()  # a delay of 0 alone would leave the message out, and dynamic batching with it
     config.dynamic_batching.max_queue_delay_microseconds = params.max_queue_delay_microseconds
     return config
 

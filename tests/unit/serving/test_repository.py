@@ -68,6 +68,13 @@ def test_the_configuration_says_what_the_card_says(tmp_path: Path) -> None:
     assert config.parameters["preprocess_version"].string_value == SPEC.version
 
 
+def test_without_a_queue_delay_requests_are_still_batched(tmp_path: Path) -> None:
+    card = ship(tmp_path / "shipped")
+    params = DEPLOY.model_copy(update={"max_queue_delay_microseconds": 0})
+    for config in (classifier_config(card, params, [1]), classify_config(params)):
+        assert read_config(config_text(config)).HasField("dynamic_batching")
+
+
 def test_the_official_image_serves_the_same_folder_with_its_own_backend(tmp_path: Path) -> None:
     card = ship(tmp_path / "shipped")
     config = classifier_config(card, DEPLOY.model_copy(update={"backend": "onnxruntime"}), [1])
