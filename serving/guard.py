@@ -3,9 +3,9 @@
     python -I guard.py <launcher's pid> <exit timeout, seconds> <shared-memory prefix> <log file> <command...>
 
 The server is this process's child and leads its own process group. When the launcher goes (even by `kill -9`), when the
-server goes, or on SIGTERM, the group is ended: SIGTERM, the exit timeout, SIGKILL; then the shared-memory regions with
-the prefix are removed. Should this process itself be killed, the kernel kills the server, and the next start sweeps up
-what is left. Linux only.
+server or one of its Python stubs goes, or on SIGTERM, the group is ended: SIGTERM, the exit timeout, SIGKILL; then the
+shared-memory regions with the prefix are removed. Should this process itself be killed, the kernel kills the server, and
+the next start sweeps up what is left. Linux only.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the kernel puts POSIX shared memory
 SECONDS_BETWEEN_LOOKS = 0.1
+SECONDS_BETWEEN_COUNTS = 2.0
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
@@ -45,8 +46,17 @@ def main(launcher: int, exit_timeout: float, prefix: str, log: str, command: lis
             stderr=subprocess.STDOUT,
             preexec_fn=_die_with_parent,  # noqa: PLW1509 - this process has one thread
         )
+    dead: set[int] = set()
+    next_count = time.monotonic() + SECONDS_BETWEEN_COUNTS
     while server.poll() is None and not stopping and os.getppid() == launcher:
         time.sleep(SECONDS_BETWEEN_LOOKS)
+        if time.monotonic() >= next_count:
+            next_count = time.monotonic() + SECONDS_BETWEEN_COUNTS
+            before, dead = dead, _dead_children(server.pid)
+            if before & dead:
+                with Path(log).open("ab") as file:
+                    file.write(b"A Python model's process died, and Triton does not heal from that; the server is ended.\n")
+                break
     if server.poll() is None:
         server.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -60,6 +70,18 @@ def main(launcher: int, exit_timeout: float, prefix: str, log: str, command: lis
     for region in SHARED_MEMORY.glob(f"{prefix}*"):
         region.unlink(missing_ok=True)
     return code if code >= 0 else 128 - code
+
+
+def _dead_children(parent: int) -> set[int]:
+    """Children of `parent` that ended and were not waited for. Triton waits for a stub that it ends itself."""
+    dead = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended while we looked
+            # pid (name) state ppid ...; a name may hold blanks and brackets
+            state, ppid = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[:2]
+            if state == "Z" and int(ppid) == parent:
+                dead.add(int(path.parent.name))
+    return dead
 
 
 def _die_with_parent() -> None:

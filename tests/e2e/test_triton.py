@@ -447,6 +447,22 @@ def test_what_outlives_even_the_guard_is_swept_up_by_the_next_start(tmp_path: Pa
         assert made.server.ready()
 
 
+def test_a_dead_stub_ends_the_server_so_that_it_can_be_started_again(own: Served) -> None:
+    # Left alone, Triton answers with errors from then on and still says that it is ready.
+    token = _token(own.folder)
+    next(process for process in own.processes() if "stub" in process.name()).kill()
+    deadline = time.monotonic() + 20
+    while own.server.pid is not None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert own.server.pid is None
+    assert own.server.ready() is False
+    assert _carriers(token) == []
+    own.server.stop()
+    own.server.start()
+    with own.client() as client:
+        assert len(client.predict_images(_images(2))) == 2
+
+
 def test_a_damaged_model_does_not_start_and_the_reason_is_said(tmp_path: Path) -> None:
     made = _make(tmp_path)
     (tmp_path / "model_repository/classifier/1/model.onnx").write_bytes(b"damaged")
