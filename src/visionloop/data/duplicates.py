@@ -20,7 +20,7 @@ IntArray = npt.NDArray[np.int64]
 _BANDS, _BAND_BITS = 4, 16
 # Thousands of images can share a band, as product photos on one white ground do. Each is then compared with this many
 # neighbours in the order of the whole hash: equal pictures have equal hashes and stand side by side.
-_NEIGHBOURS = 64
+_NEIGHBOURS = 32
 _CHUNK = 1 << 16
 
 
@@ -112,8 +112,10 @@ def _candidates(hashes: npt.NDArray[np.uint64], most_bits: int) -> tuple[IntArra
                 right = order[np.repeat(begin, length) + offset]
                 close = hamming(hashes[left], hashes[right]) <= most_bits
                 low, high = np.minimum(left[close], right[close]), np.maximum(left[close], right[close])
-                found.append(np.unique(low * count + high))
-    codes = np.unique(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
+                found.append(low * count + high)
+    # The bands find many pairs again. Sorting is ten times as fast here as numpy 2.4's unique, which hashes.
+    codes = np.sort(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
+    codes = codes[np.diff(codes, prepend=-1) > 0]
     return codes // max(count, 1), codes % max(count, 1)
 
 
