@@ -1,0 +1,211 @@
+"""One model in three forms, torch, ONNX and INT8, from tensors and from files: the same answers, each tolerance with a reason."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from PIL import Image
+
+from pipeline.stages import export as export_stage
+from pipeline.stages import quantize as quantize_stage
+from tests.onnx_models import TEST, TRAIN, VAL, digits
+from tests.torch_models import OPSET, Family, trained
+from visionloop.card import load_card
+from visionloop.compression.export import onnx_bytes, torch_answers
+from visionloop.compression.parity import Golden, accuracy, prove_parity
+from visionloop.compression.quantize import HeldOut, Recipe, judge, measure, quantize
+from visionloop.config import load_params
+from visionloop.data.packing import PackedMeta
+from visionloop.data.policy import AugmentPolicy
+from visionloop.errors import ArtifactError
+from visionloop.features import EmbeddingPCA
+from visionloop.files import sha256_bytes, write_json
+from visionloop.paths import (
+    EMBEDDING_PCA,
+    EXPORTED,
+    GOLDEN,
+    MODEL_ONNX,
+    MODEL_TORCH,
+    PACKED,
+    SELECTED,
+    SHIPPED,
+    family_folder,
+)
+from visionloop.preprocess import PixelArray, PreprocessSpec, encode_png, preprocess
+from visionloop.runtime import OnnxModel, load
+
+ROOT = Path(__file__).parents[2]
+DATA = digits()
+HELD_OUT = HeldOut(DATA.images[VAL], DATA.labels[VAL], DATA.images[TEST], DATA.labels[TEST])
+CALIBRATION = DATA.images[TRAIN][:128]
+PARAMS = load_params(ROOT / "params.yaml")
+
+
+@pytest.fixture(scope="module", params=["cnn", "vit"])
+def family(request: pytest.FixtureRequest) -> Family:
+    return "cnn" if request.param == "cnn" else "vit"
+
+
+@pytest.fixture(scope="module")
+def fp32(family: Family) -> bytes:
+    model, card = trained(family)
+    return onnx_bytes(model, card=card, opset=OPSET)
+
+
+@pytest.fixture(scope="module")
+def int8(family: Family, fp32: bytes) -> bytes:
+    return quantize(fp32, CALIBRATION, Recipe(PARAMS.quantize.operators_of(family)))
+
+
+def test_torch_and_onnx_say_the_same_of_every_test_image(family: Family, fp32: bytes) -> None:
+    model, _ = trained(family)
+    images = DATA.images[TEST]
+    golden = Golden(images, tuple(str(index) for index in range(len(images))), *torch_answers(model, images))
+    parity = prove_parity(OnnxModel(fp32), golden, tolerance=PARAMS.export.max_logit_difference)
+    # Logits reach about 15; float32 has 7 digits and a few hundred sums, so 1e-4 is generous and 1e-3 is another model.
+    assert parity.max_logit_difference < 1e-4
+    assert parity.top1_agreement == 1
+
+
+def test_int8_keeps_the_budget_on_val_and_on_test(fp32: bytes, int8: bytes) -> None:
+    found = measure(fp32, int8, HELD_OUT, seconds=0.1)
+    assert found.fp32.test_accuracy > 0.9, "the model is too weak to say anything"
+    assert found.fp32.val_accuracy - found.int8.val_accuracy <= PARAMS.quantize.max_accuracy_drop + 0.003
+    # The test side has 180 images: one image is 0.56 points, so two may turn.
+    assert found.fp32.test_accuracy - found.int8.test_accuracy <= 2 / 180 + 1e-9
+    assert found.agreement >= 0.98
+    assert found.int8.megabytes < 0.6 * found.fp32.megabytes
+
+
+def test_int8_with_one_wrong_scale_is_refused(fp32: bytes, int8: bytes) -> None:
+    """One scale of one weight with its sign turned, as a bug in an exporter would: the file loads and answers."""
+    proto = onnx.load_from_string(int8)
+    tensors = {item.name: item for item in proto.graph.initializer}
+    weighted = [node for node in proto.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in tensors]
+    largest = max(weighted, key=lambda node: int(np.prod(tensors[node.input[0]].dims)))
+    scale = tensors[largest.input[1]]
+    scale.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(scale), scale.name))
+    found = measure(fp32, proto.SerializeToString(), HELD_OUT, seconds=0.1)
+    verdict = judge(found, max_accuracy_drop=PARAMS.quantize.max_accuracy_drop, min_speedup=0)
+    assert verdict.precision == "fp32"
+    assert "of accuracy on val, more than the 0.5 allowed" in verdict.reason
+
+
+def test_a_file_and_its_tensor_get_the_same_answer(fp32: bytes) -> None:
+    """PNG keeps pixels, so the answer is the same to the bit; JPEG does not, and a digit stays what it is."""
+    from sklearn.datasets import load_digits
+
+    model = OnnxModel(fp32, threads=1)
+    order = np.random.default_rng(0).permutation(1797)[TEST][:60]
+    small = [np.round(image * 255 / 16).astype(np.uint8) for image in load_digits().images[order]]
+    spec = PreprocessSpec(16, 16)
+    tensors = DATA.images[TEST][:60]
+    from_png = np.stack([preprocess(encode_png(image), spec) for image in small])
+    np.testing.assert_array_equal(from_png, tensors)
+    np.testing.assert_array_equal(model.run(from_png)[0], model.run(tensors)[0])
+    from_jpeg = np.stack([preprocess(jpeg(image), spec) for image in small])
+    assert int(np.abs(from_jpeg.astype(int) - tensors).max()) > 0
+    same = model.run(from_jpeg)[0].argmax(axis=1) == model.run(tensors)[0].argmax(axis=1)
+    assert same.mean() >= 0.95
+
+
+def test_the_stages_ship_the_trained_model_and_repeat_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`export` and `quantize` on real arrays and a real network; a second run writes the same bytes."""
+    monkeypatch.chdir(tmp_path)
+    write_inputs("cnn", min_speedup=0)
+    export_stage.main()
+    quantize_stage.main()
+
+    exported, exported_card = load(EXPORTED)
+    golden = Golden.from_bytes(exported_card.read_file(EXPORTED, GOLDEN))
+    model, _ = trained("cnn")
+    np.testing.assert_allclose(golden.logits, torch_answers(model, DATA.images[TEST][:32])[0], atol=1e-6)
+    prove_parity(exported, golden, tolerance=PARAMS.export.max_logit_difference)
+
+    shipped, card = load(SHIPPED)
+    card.verify(SHIPPED)
+    assert sorted(card.files) == ["embedding_pca.npz", "golden.npz", "model.onnx"]
+    assert card.precision == "int8"
+    assert card.notes[-1].startswith("INT8 is shipped: it loses ")
+    prove_parity(shipped, Golden.from_bytes(card.read_file(SHIPPED, GOLDEN)), tolerance=1e-4, name="the shipped model")
+    assert card.metrics["test_accuracy"] == accuracy(shipped.run_all(DATA.images[TEST])[0], DATA.labels[TEST])
+    assert card.metrics["val_accuracy"] == card.metrics["int8_val_accuracy"]
+    assert not [name for name in card.metrics if "latency" in name or "speedup" in name]
+    pca = EmbeddingPCA.from_bytes(card.read_file(SHIPPED, EMBEDDING_PCA))
+    embedding = shipped.run_all(DATA.images[VAL])[1]
+    assert pca.components.shape == (8, card.embedding_size)
+    np.testing.assert_allclose(pca.project(embedding).mean(axis=0), 0, atol=1e-4)
+    report = json.loads(Path("reports/quantize.json").read_text())
+    assert report["shipped"] == "int8"
+    assert report["speedup_batch_1"] > 0
+
+    before = {path: sha256_bytes(path.read_bytes()) for path in (*EXPORTED.iterdir(), *SHIPPED.iterdir())}
+    export_stage.main()
+    quantize_stage.main()
+    assert {path: sha256_bytes(path.read_bytes()) for path in before} == before
+
+
+def test_fp32_is_shipped_with_the_reason_where_int8_is_too_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_inputs("cnn", min_speedup=100)
+    export_stage.main()
+    quantize_stage.main()
+    card = load_card(SHIPPED)
+    assert card.precision == "fp32"
+    assert card.read_file(SHIPPED, MODEL_ONNX) == load_card(EXPORTED).read_file(EXPORTED, MODEL_ONNX)
+    assert "where it was measured it is not 100 times as fast as FP32" in card.notes[-1]
+    assert json.loads(Path("reports/quantize.json").read_text())["shipped"] == "fp32"
+
+
+def test_a_damaged_export_stops_quantize(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_inputs("cnn", min_speedup=0)
+    export_stage.main()
+    data = bytearray((EXPORTED / MODEL_ONNX).read_bytes())
+    data[len(data) // 2] ^= 16
+    (EXPORTED / MODEL_ONNX).write_bytes(data)
+    with pytest.raises(ArtifactError, match="is damaged or was exchanged"):
+        quantize_stage.main()
+    assert not SHIPPED.exists()
+
+
+def jpeg(gray: PixelArray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(gray).save(buffer, format="JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def write_inputs(family: Family, *, min_speedup: float) -> None:
+    """What `augment`, `train` and `select` would have written, in the present folder."""
+    text = (ROOT / "params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("min_speedup: 1.0", f"min_speedup: {min_speedup}"))
+    assert load_params().quantize.min_speedup == min_speedup
+    PACKED.mkdir(parents=True)
+    sides = {"train": TRAIN, "val": VAL, "test": TEST}
+    for split, part in sides.items():
+        np.save(PACKED / f"{split}.images.npy", DATA.images[part])
+        np.save(PACKED / f"{split}.labels.npy", DATA.labels[part])
+        (PACKED / f"{split}.ids.txt").write_text("".join(f"{index:064x}\n" for index in range(1797)[part]))
+    meta = PackedMeta(
+        labels=tuple("0123456789"),
+        preprocess=PreprocessSpec(16, 16),
+        mean=DATA.mean,
+        std=DATA.std,
+        counts={"train": 1257, "val": 360, "test": 180},
+        policy=AugmentPolicy(),
+        data_id="d" * 64,
+    )
+    write_json(PACKED / "meta.json", meta.model_dump(mode="json"))
+    model, card = trained(family)
+    folder = family_folder(family)
+    folder.mkdir(parents=True)
+    torch.save(model.state_dict(), folder / MODEL_TORCH)
+    card.with_files(folder, (MODEL_TORCH,)).write(folder)
+    write_json(SELECTED, {"family": family, "reason": "written by a test"})
