@@ -1,4 +1,4 @@
-"""One model in three forms, torch, ONNX and INT8, from tensors and from files: the same answers, each tolerance with a reason."""
+"""One model as torch, ONNX and INT8, from tensors and from files: the same answers, each tolerance with a reason."""
 
 from __future__ import annotations
 
