@@ -149,7 +149,7 @@ def build_snapshot(
                 drift_share=0.5 / len(signals),  # the window counts as drifted when any signal is
             ),
             RowCount(tests=[gte(1)]),  # Evidently's own test compares with the reference's number of rows
-            MeanValue(column="confidence", tests=[]),
+            *([MeanValue(column="confidence", tests=[])] if "confidence" in shown else []),
             *([QuantileValue(column=LATENCY, quantile=0.99, tests=[])] if LATENCY in shown else []),
             UniqueValueCount(column=CLASS_SIGNAL, tests=[]),
         ],

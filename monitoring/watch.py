@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from monitoring.decision import decide
 from monitoring.drift import test_window
-from monitoring.window import WindowRows, newest_window, open_window
+from monitoring.window import WindowRows, mostly_refused, newest_window, open_window
 from visionloop.config import MonitorParams
 from visionloop.errors import MonitoringError
 from visionloop.records import Decision, DriftResult, LoggedPrediction
@@ -60,7 +60,7 @@ def judge(  # noqa: PLR0917 - in the order in which a caller comes by them
         return Judgement(None, None, Decision("wait", reason, f"{model_version}-0", "insufficient"))
     if window.state == "closed" and any(past.window == window.window for past in history):
         flood = open_window(rows, params, model_version=model_version, earlier=earlier)
-        if flood is not None and _mostly_refused(flood, params):
+        if flood is not None and mostly_refused(flood, params):
             window = flood
     result = test_window(reference_rows, window, labels, params, components=components)
     decision = decide(result, history, params)
@@ -85,8 +85,3 @@ def _model(
             f"reference was scored by model {model[:12]}; run `dvc repro reference` for the deployed model."
         )
     return model, newest.model_version
-
-
-def _mostly_refused(window: WindowRows, params: MonitorParams) -> bool:
-    total = window.window.rows + window.window.rejected
-    return total >= params.min_rows and window.window.rejected > params.max_reject_share * total

@@ -91,14 +91,23 @@ def is_closed_id(window_id: str, model_version: str) -> bool:
     return window_id.removeprefix(f"{model_version}-").isdigit()
 
 
+def mostly_refused(window: WindowRows, params: MonitorParams) -> bool:
+    """Whether at least `min_rows` images came and more of them than `max_reject_share` were refused."""
+    total = window.window.rows + window.window.rejected
+    return total >= params.min_rows and window.window.rejected > params.max_reject_share * total
+
+
 def _whole(closed: WindowRows, params: MonitorParams) -> WindowRows:
-    if len(closed.answered) < params.window_rows:
-        raise MonitoringError(
-            f"Window {closed.window.window_id} has {len(closed.answered)} of its {params.window_rows} rows at hand; read "
-            f"at least the newest {2 * params.window_rows} answered rows of "
-            f"version {closed.window.model_version} from the store."
-        )
-    return closed
+    if len(closed.answered) == params.window_rows:
+        return closed
+    if mostly_refused(closed, params):  # refused images fill what was read of the store; that alone is worth an alert
+        window_id = f"{closed.window.window_id}-{len(closed.answered)}"
+        return replace(closed, window=replace(closed.window, window_id=window_id), state="insufficient")
+    raise MonitoringError(
+        f"Window {closed.window.window_id} has {len(closed.answered)} of its {params.window_rows} rows at hand; read "
+        f"at least the newest {2 * params.window_rows} answered rows of "
+        f"version {closed.window.model_version} from the store."
+    )
 
 
 def _distinct(rows: Iterable[LoggedPrediction]) -> list[LoggedPrediction]:

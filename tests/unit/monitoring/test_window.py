@@ -121,6 +121,13 @@ def test_a_long_history_need_not_be_passed_whole() -> None:
         newest_window(_rows(12, first=83), SMALL, earlier=83)
 
 
+def test_refused_images_that_crowd_out_the_answers_are_judged_with_what_is_at_hand() -> None:
+    refused = [_rejected(f"r{index}") for index in range(30)]
+    window = newest_window([*_rows(3, first=83), *refused, *_rows(5, first=86)], SMALL, earlier=83)
+    assert window is not None
+    assert (window.state, window.window.window_id, window.window.rejected) == ("insufficient", "3-9-7", 30)
+
+
 def test_times_without_a_zone_and_a_clock_set_back_do_not_matter_to_the_order() -> None:
     rows = [replace(row, time=datetime(2026, 3, 1, 12, 59 - index)) for index, row in enumerate(_rows(10))]
     window = newest_window([*rows, *_rows(1, first=50)], SMALL)
