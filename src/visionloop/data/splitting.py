@@ -115,8 +115,8 @@ def check(rows: Sequence[SplitRow], frozen_test: Iterable[str] = ()) -> None:
         missing = [split for split in SPLITS if (label, split) not in present]
         if missing:
             raise DataError(
-                f"Class {label!r} has no image in {' and '.join(missing)}; add images of it, or change the sides of a "
-                "pre-split folder."
+                f"Class {label!r} has no image in {' and '.join(missing)}: a pre-split folder or an earlier run put all of "
+                "them elsewhere; add images of it, or remove data/split.parquet to draw a new split."
             )
 
 

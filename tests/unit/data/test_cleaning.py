@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from tests.unit.data.conftest import Draw
 from visionloop.config import CleanParams
@@ -185,3 +186,10 @@ def test_a_small_class_is_named(clean_row: MakeClean, clean_params: CleanParams)
     ]
     with pytest.raises(DataError, match=r"fewer than 3 images left.*: 'dog' \(2\); add images or remove the class"):
         check(rows, clean_params)
+
+
+def test_only_images_that_can_be_used_may_be_kept_by_the_parameters(clean_params: CleanParams) -> None:
+    with pytest.raises(
+        ValidationError, match=r"reject lacks truncated; only too_small, blank, near_duplicate may be left out"
+    ):
+        CleanParams(**{**clean_params.model_dump(), "reject": [one for one in clean_params.reject if one != "truncated"]})
