@@ -25,7 +25,7 @@ def main() -> None:
     fp32 = card.read_file(EXPORTED, MODEL_ONNX)
     golden = Golden.from_bytes(card.read_file(EXPORTED, GOLDEN))
     train, val, test = (load_split(PACKED, split) for split in ("train", "val", "test"))
-    recipe = Recipe(params.operators_of(card.family), params.calibration, params.per_channel)
+    recipe = Recipe(params.operators.of(card.family), params.calibration, params.per_channel)
 
     data, verdict, comparison = choose(
         fp32,

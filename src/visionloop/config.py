@@ -166,19 +166,25 @@ class ExportParams(Section):
     max_logit_difference: float = Field(gt=0, le=1, description="between torch and ONNX on the golden images")
 
 
+class OperatorParams(Section):
+    section: ClassVar[str] = "quantize"
+    cnn: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = Field(min_length=1)
+    vit: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = Field(min_length=1)
+
+    def of(self, family: str) -> tuple[str, ...]:
+        """The operators of one family, "cnn" or "vit"."""
+        return {"cnn": self.cnn, "vit": self.vit}[family]
+
+
 class QuantizeParams(Section):
     section: ClassVar[str] = "quantize"
     calibration_images: int = Field(ge=8, le=10_000, description="training images that set the ranges")
     calibration: Literal["minmax", "entropy", "percentile"] = Field(description="how ranges are chosen")
     per_channel: bool = Field(description="one scale per output channel of a weight")
-    operators: dict[Literal["cnn", "vit"], list[str]] = Field(description="ONNX operators to quantize, per family")
+    operators: OperatorParams = Field(description="ONNX operators to quantize, per family")
     max_accuracy_drop: Share = Field(description="INT8 may lose this much accuracy and still ship")
     min_speedup: float = Field(ge=0, le=100, description="and must be this many times as fast as FP32")
     embedding_components: int = Field(ge=2, le=64, description="principal components logged with each prediction")
-
-    def operators_of(self, family: str) -> tuple[str, ...]:
-        """The operators to quantize in one family, "cnn" or "vit"."""
-        return tuple(self.operators["vit" if family == "vit" else "cnn"])
 
 
 class DeployParams(Section):
@@ -283,6 +289,10 @@ def parse_params(text: str, name: str = "params.yaml") -> Params:
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).split("\n")[0]
         raise ConfigError(f"{name}{where}: this is not the YAML that is read here: {problem}.") from None
+    except RecursionError:
+        raise ConfigError(f"{name} is nested too deeply; a params file has sections, keys and short lists.") from None
+    except ValueError as error:  # Python's own limit on the digits of a number
+        raise ConfigError(f"{name}: a value cannot be read ({str(error).split(';')[0]}).") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{name} is {'empty' if tree is None else 'not a mapping of sections'}; restore it from git.")
     try:
@@ -318,10 +328,37 @@ def _sentence(item: Mapping[str, Any]) -> str:
     message = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "value_error":
         return f"section '{key}': {message}."
-    message = message.replace("Input should be", "it must be").replace("greater than or equal to", "at least")
-    message = message.replace("less than or equal to", "at most")
-    shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
-    return f"'{key}' is {shown}; {message[0].lower() + message[1:]}."
+    for said, meant in _WORDS.items():
+        message = message.replace(said, meant)
+    if item["type"] == "model_type":
+        message = "it must be a section with keys of its own"
+    elif item["type"] in ("too_short", "string_too_short"):
+        message = "it must not be empty"
+    return f"'{key}' is {_shown(value)}; {message[0].lower() + message[1:]}."
+
+
+_WORDS = {
+    "Input should be": "it must be",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid boolean": "true or false",
+    "a valid string": "text",
+    "a valid tuple": "a list",
+    "a valid dictionary": "a section with keys of its own",
+}
+
+
+def _shown(value: object) -> str:
+    """A value as it would be written in YAML, cut to 80 characters."""
+    named = {None: "null", True: "true", False: "false"}
+    text = (
+        named[value]
+        if value is None or isinstance(value, bool)
+        else repr(list(value) if isinstance(value, tuple) else value)
+    )
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _known_keys(location: list[str]) -> list[str]:
@@ -346,6 +383,9 @@ class _Yaml12Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, "an alias (*name) is not read here", event.start_mark)
         return super().compose_node(parent, index)
 
+    def construct_yaml_int(self, node: yaml.nodes.ScalarNode) -> int:
+        return int(self.construct_scalar(node))  # 010 is ten, as in YAML 1.2; PyYAML's own says eight
+
     def construct_mapping(self, node: yaml.nodes.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
@@ -356,6 +396,7 @@ class _Yaml12Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Yaml12Loader.add_constructor("tag:yaml.org,2002:int", _Yaml12Loader.construct_yaml_int)
 _Yaml12Loader.yaml_implicit_resolvers = {}
 _DIGITS = list("-+0123456789")
 _Yaml12Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"),

@@ -61,7 +61,7 @@ def fp32(family: Family) -> bytes:
 
 @pytest.fixture(scope="module")
 def int8(family: Family, fp32: bytes) -> bytes:
-    return quantize(fp32, CALIBRATION, Recipe(PARAMS.quantize.operators_of(family)))
+    return quantize(fp32, CALIBRATION, Recipe(PARAMS.quantize.operators.of(family)))
 
 
 def test_torch_and_onnx_say_the_same_of_every_test_image(family: Family, fp32: bytes) -> None:

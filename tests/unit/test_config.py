@@ -1,0 +1,199 @@
+"""visionloop.config: every wrong params.yaml is refused before a stage runs, with key, value and what is allowed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from visionloop import config
+from visionloop.config import ExportParams, TrainParams, load_params, load_section, parse_params
+from visionloop.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+NOT_YAML = "params.yaml, line {}: this is not the YAML that is read here: "
+TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
+
+
+def changed(key: str, raw: str) -> str:
+    """The shipped params with the value of `key` ("train.cnn.weights") written as `raw`, to the letter."""
+    tree = yaml.safe_load(TEXT)
+    *parents, last = key.split(".")
+    section = tree
+    for part in parents:
+        section = section[part]
+    section[last] = "@value@"
+    return yaml.safe_dump(tree, sort_keys=False).replace("'@value@'", raw)
+
+
+def without(key: str) -> str:
+    """The shipped params without `key`."""
+    return re.sub(rf"(?m)^ *{key.rpartition('.')[2]}: @gone@\n", "", changed(key, "@gone@"))
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        parse_params(text)
+    return str(error.value)
+
+
+def test_the_shipped_file_is_right_and_a_section_is_read_alone() -> None:
+    assert load_section(TrainParams, ROOT / "params.yaml") == load_params(ROOT / "params.yaml").train
+    assert load_section(ExportParams, ROOT / "params.yaml").opset >= 17
+
+
+@pytest.mark.parametrize(
+    ("key", "raw", "sentence"),
+    [
+        ("train.epochs", "0", "'train.epochs' is 0; it must be at least 1."),
+        ("train.epochs", "-1", "'train.epochs' is -1; it must be at least 1."),
+        ("train.epochs", "1e9", "'train.epochs' is 1000000000.0; it must be a whole number."),
+        ("train.epochs", "1000000000", "'train.epochs' is 1000000000; it must be at most 100000."),
+        ("train.epochs", "ten", "'train.epochs' is 'ten'; it must be a whole number."),
+        ("train.epochs", "'10'", "'train.epochs' is '10'; it must be a whole number."),
+        ("train.epochs", "null", "'train.epochs' is null; it must be a whole number."),
+        ("train.epochs", "true", "'train.epochs' is true; it must be a whole number."),
+        ("train.epochs", "3.5", "'train.epochs' is 3.5; it must be a whole number."),
+        ("train.epochs", "1:30", "'train.epochs' is '1:30'; it must be a whole number."),
+        ("train.cnn.learning_rate", "0", "'train.cnn.learning_rate' is 0; it must be greater than 0."),
+        ("train.cnn.learning_rate", "-0.1", "'train.cnn.learning_rate' is -0.1; it must be greater than 0."),
+        ("train.cnn.learning_rate", ".nan", "'train.cnn.learning_rate' is nan; it must be a finite number."),
+        ("train.cnn.learning_rate", ".inf", "'train.cnn.learning_rate' is inf; it must be a finite number."),
+        ("train.cnn.learning_rate", "1e400", "'train.cnn.learning_rate' is inf; it must be a finite number."),
+        ("train.batch_size", "0", "'train.batch_size' is 0; it must be at least 1."),
+        ("train.cnn.architecture", "''", "'train.cnn.architecture' is ''; it must not be empty."),
+        ("train.device", "tpu", "'train.device' is 'tpu'; it must be 'auto', 'cpu' or 'cuda'."),
+        ("preprocess.height", "7", "'preprocess.height' is 7; it must be at least 8."),
+        ("preprocess.fit", "fill", "'preprocess.fit' is 'fill'; it must be 'stretch', 'letterbox' or 'crop'."),
+        ("split.seed", "-1", "'split.seed' is -1; it must be at least 0."),
+        ("split.seed", str(2**64), "'split.seed' is 18446744073709551616; it must be at most 4294967295."),
+        ("split.test", "-0.1", "'split.test' is -0.1; it must be at least 0."),
+        ("split.train", "0.69", "section 'split': train, val and test sum to 0.99; they must sum to 1."),
+        ("split.train", "0.9", "section 'split': train, val and test sum to 1.2; they must sum to 1."),
+        ("clean.workers", "10000", "'clean.workers' is 10000; it must be at most 256."),
+        ("augment.horizontal_flip", "yes", "'augment.horizontal_flip' is 'yes'; it must be true or false."),
+        ("quantize.max_accuracy_drop", "1.5", "'quantize.max_accuracy_drop' is 1.5; it must be at most 1."),
+        ("quantize.operators.vit", "[]", "'quantize.operators.vit' is []; it must not be empty."),
+        ("monitor.alpha", "0", "'monitor.alpha' is 0; it must be greater than 0."),
+        ("monitor.alpha", "1", "'monitor.alpha' is 1; it must be less than 1."),
+        ("monitor.alpha", "2", "'monitor.alpha' is 2; it must be less than 1."),
+        ("monitor.window_rows", "0", "'monitor.window_rows' is 0; it must be at least 10."),
+        ("reference.splits", "[val, train]", "'reference.splits.1' is 'train'; it must be 'val' or 'test'."),
+        ("reference.splits", "[]", "'reference.splits' is []; it must not be empty."),
+        ("serve.http_port", "70000", "'serve.http_port' is 70000; it must be at most 65535."),
+        ("select", "null", "'select' is null; it must be a section with keys of its own."),
+        ("select", "hello", "'select' is 'hello'; it must be a section with keys of its own."),
+    ],
+)
+def test_a_wrong_value_is_answered_with_key_value_and_what_is_allowed(key: str, raw: str, sentence: str) -> None:
+    assert refusal(changed(key, raw)) == f"params.yaml: {sentence}"
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_known_one() -> None:
+    assert refusal(changed("train.epoch", "3")) == "params.yaml: unknown key 'train.epoch'; did you mean 'epochs'?"
+    assert refusal(TEXT + "\ntrian: {}\n") == "params.yaml: unknown key 'trian'; did you mean 'train'?"
+    assert refusal(changed("export.qqq", "3")) == (
+        "params.yaml: unknown key 'export.qqq'; known keys are opset, golden_images, max_logit_difference."
+    )
+
+
+def test_a_missing_key_and_a_missing_section_are_named() -> None:
+    assert refusal(without("train.epochs")) == "params.yaml: 'train.epochs' is missing; add it."
+    assert refusal(without("quantize.operators.vit")) == "params.yaml: 'quantize.operators.vit' is missing; add it."
+    assert refusal("collect: {source: digits, path: x, images_per_shard: 1}\n").startswith(
+        "params.yaml: 'clean' is missing; add it.\nparams.yaml: 'split' is missing; add it.\n"
+    )
+
+
+def test_each_wrong_value_has_its_line() -> None:
+    tree = yaml.safe_load(TEXT)
+    tree["train"].update(epochs=0, batch_size=0)
+    assert refusal(yaml.safe_dump(tree)).split("\n") == [
+        "params.yaml: 'train.epochs' is 0; it must be at least 1.",
+        "params.yaml: 'train.batch_size' is 0; it must be at least 1.",
+    ]
+
+
+def test_a_long_value_is_cut() -> None:
+    sentence = refusal(changed("collect.source", "x" * 500))
+    assert len(sentence) < 170
+    assert sentence.endswith("xxx...; it must be 'digits' or 'folder'.")
+
+
+@pytest.mark.parametrize(
+    ("key", "raw", "value"),
+    [
+        ("train.cnn.learning_rate", "1e-3", 0.001),  # text in YAML 1.1, a number in 1.2 and for DVC
+        ("train.cnn.learning_rate", "1", 1.0),
+        ("train.epochs", "010", 10),  # eight in YAML 1.1
+        ("collect.path", "no", "no"),  # false in YAML 1.1
+        ("collect.path", "2024-01-01", "2024-01-01"),  # a date in YAML 1.1
+        ("collect.path", "Übung/äpfel", "Übung/äpfel"),
+    ],
+)
+def test_scalars_are_read_as_yaml_1_2(key: str, raw: str, value: object) -> None:
+    found: object = parse_params(changed(key, raw))
+    for part in key.split("."):
+        found = getattr(found, part)
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "params.yaml is empty; restore it from git."),
+        ("# only a comment\n", "params.yaml is empty; restore it from git."),
+        ("- 1\n", "params.yaml is not a mapping of sections; restore it from git."),
+        ("a: [1", NOT_YAML.format(1) + "expected ',' or ']', but got '<stream end>'."),
+        ("a:\n\tb: 1\n", NOT_YAML.format(2) + "found character '\\t' that cannot start any token."),
+        ("a: 1\nb: 2\na: 3\n", NOT_YAML.format(3) + "the key 'a' stands twice."),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n",
+         NOT_YAML.format(2) + "an alias (*name) is not read here."),
+        ("a: !!python/object/apply:os.system [id]\n",
+         NOT_YAML.format(1) + "could not determine a constructor for the tag "
+         "'tag:yaml.org,2002:python/object/apply:os.system'."),
+        ("a: 1\n---\nb: 2\n", NOT_YAML.format(2) + "but found another document."),
+        ("a: " + "[" * 5000, "params.yaml is nested too deeply; a params file has sections, keys and short lists."),
+        ("a: " + "1" * 6000,
+         "params.yaml: a value cannot be read (Exceeds the limit (4300 digits) for integer string conversion: value has 6000 "
+         "digits)."),
+    ],
+    ids=["empty", "comment", "list", "cut", "tab", "twice", "bomb", "object", "documents", "deep", "digits"],
+)  # fmt: skip
+def test_what_is_not_this_yaml_is_refused_with_its_line(text: str, sentence: str) -> None:
+    assert refusal(text) == sentence
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+
+    def of_file() -> str:
+        with pytest.raises(ConfigError) as error:
+            load_params(path)
+        return str(error.value)
+
+    assert of_file() == (
+        f"{path} cannot be read (No such file or directory); run this in the project's folder, where params.yaml lies."
+    )
+    path.write_bytes(TEXT.encode("utf-16"))
+    assert of_file() == f"{path} is not UTF-8; save it as UTF-8."
+    path.write_bytes(b"# " + b"x" * (config.MAX_PARAMS_BYTES + 1))
+    assert of_file() == f"{path} has over 1 MiB; a params file has a few kilobytes."
+    path.write_bytes(b"\xef\xbb\xbf" + TEXT.encode())  # a byte-order mark does no harm
+    assert load_params(path) == load_params(ROOT / "params.yaml")
+
+
+def test_min_rows_above_the_window_is_refused() -> None:
+    rows = load_params(ROOT / "params.yaml").monitor.window_rows
+    assert refusal(changed("monitor.min_rows", str(rows + 1))) == (
+        f"params.yaml: section 'monitor': min_rows is {rows + 1}, above window_rows {rows}."
+    )
+
+
+def test_sections_cannot_be_changed_after_the_check() -> None:
+    params = load_params(ROOT / "params.yaml")
+    with pytest.raises(ValueError, match="frozen"):
+        params.train.epochs = 0
+    assert params.train.family("vit") is params.train.vit
