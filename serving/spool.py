@@ -1,6 +1,6 @@
 """The journal between the model server and the prediction store: an answered prediction is on file before its answer leaves.
 
-`Spool.append` writes one line with one `os.write` on an O_APPEND descriptor, so the row outlives the death of the process by
+`Spool.append` writes lines with one `os.write` on an O_APPEND descriptor, so the rows outlive the death of the process by
 whatever signal. A thread closes the current segment about once a second, moves closed segments into the store and removes
 them; the store takes a `prediction_id` once, so moving a segment twice is harmless. Segments that a dead process left are
 moved by the next one (a living writer holds a lock on its own). Nothing here may fail or stall a prediction: where the
@@ -95,20 +95,23 @@ class Spool:
         """Predictions of this process that were answered but could not be logged."""
         return self._lost
 
-    def append(self, row: LoggedPrediction) -> bool:
-        """Put a row on file; False when it was lost (and counted). Never raises for a fault of disk or store."""
+    def append(self, *rows: LoggedPrediction) -> bool:
+        """Put rows on file with one write; False when they were lost (and counted).
+
+        Never raises for a fault of disk or store.
+        """
         try:
-            line = to_line(row)
+            lines = b"".join(map(to_line, rows))
             with self._lock:
                 segment = self._segment or self._open()
-                if self._waiting_bytes + segment.size + len(line) > self._max_bytes:
+                if self._waiting_bytes + segment.size + len(lines) > self._max_bytes:
                     raise OSError(f"the journal has reached its limit of {self._max_bytes >> 20} MiB")
-                segment.append(line)
+                segment.append(lines)
         except (OSError, ValueError) as error:
-            self._lost += 1
+            if self._lost == 0:
+                _log.warning("A prediction was answered but not logged (%s).", _reason(error))
+            self._lost += len(rows)
             self._loss_reason = _reason(error)
-            if self._lost == 1:
-                _log.warning("A prediction was answered but not logged (%s).", self._loss_reason)
             return False
         return True
 
@@ -182,10 +185,10 @@ class _Segment:
                 _log.debug("Another process took %s between its making and its locking (%s).", path, error)
             os.close(self._handle)  # it was taken for a dead process's segment; make another
 
-    def append(self, line: bytes) -> None:
-        written = os.write(self._handle, line)
-        if written != len(line):
-            # The disk filled up in the middle of the line: take the beginning back, so that the next line starts a line.
+    def append(self, lines: bytes) -> None:
+        written = os.write(self._handle, lines)
+        if written != len(lines):
+            # The disk filled up in the middle: take the beginning back, so that the next line starts a line.
             os.ftruncate(self._handle, self.size)
             raise OSError("the disk is full")
         self.size += written

@@ -14,6 +14,7 @@ Does not cover: shares of traffic for other versions than the champion.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -78,6 +79,8 @@ class TritonPythonModel:
         decode(encode_png(np.zeros((8, 8, 3), np.uint8)))  # Pillow loads its decoders at the first image: 70 ms
         store_url, spool = os.environ.get(STORE_URL), os.environ.get(SPOOL)
         self._spool = Spool(Path(spool), store_url) if store_url and spool else None
+        # The journal's thread moves rows into the store; a batch that waits for it should wait 0.5 ms and not 5.
+        sys.setswitchinterval(0.0005)
         if self._spool is None:
             pb_utils.Logger.log_warn(f"Predictions are not logged: set {STORE_URL} and {SPOOL} to log them.")
         self._logged = pb_utils.MetricFamily(
@@ -139,7 +142,7 @@ class TritonPythonModel:
                 spent = (time.perf_counter() - before) * 1000
                 total = (time.perf_counter() - start) * 1000
                 row = self._observer.rejected(data, error, request_id=request_ids[index], decode_ms=spent, total_ms=total)
-                self._log(row, "rejected")
+                self._log("rejected", row)
                 return str(error) if len(rows) == 1 else f"Image {index} of {len(rows)}: {error}"
             spent = (time.perf_counter() - before) * 1000
             images.append(_Image(data, found, request_ids[index], spent, start))
@@ -175,14 +178,14 @@ class TritonPythonModel:
                 total_ms=(time.perf_counter() - image.start) * 1000,
                 batch_size=len(images),
             )
-            self._log(row, "answered")
             rows.append(row)
+        self._log("answered", *rows)
         return rows
 
-    def _log(self, row: LoggedPrediction, status: str) -> None:
-        self._counts[status] += 1
-        if self._spool is not None and not self._spool.append(row):
-            self._counts["not_logged"] += 1
+    def _log(self, status: str, *rows: LoggedPrediction) -> None:
+        self._counts[status] += len(rows)
+        if self._spool is not None and not self._spool.append(*rows):
+            self._counts["not_logged"] += len(rows)
 
     def _follow_release(self) -> bool:
         """Switch to the champion of a changed `release.json` once it is served; True when it did."""
