@@ -35,6 +35,7 @@ _UNCHANGED = re.compile(r"^(?:Stage )?'(.+)' didn't change, skipping$")
 _CACHED = re.compile(r"^Stage '(.+)' is cached - skipping run, checking out outputs$")
 _FAILED = re.compile(r"^ERROR: failed to reproduce '(.+?)':")
 _EXITED = re.compile(r"exited with (-?\d+)\s*$")
+_EMPTY = re.compile(r"^WARNING: '.+' is empty\.$")  # the resume folder of a training that ended well
 _REFUSAL = re.compile(r"^[A-Za-z_.]*(?:Error|Exception|Interrupt): \S")
 # What DVC says around the stages, of no use here.
 _CHATTER = (
@@ -158,7 +159,7 @@ class _Reader:
             self._error(line)
         elif line.startswith(("Updating lock file", "Generating lock file")):
             self.finish()
-        elif line.strip() and not line.startswith(_CHATTER) and not (line.startswith("> ") and not self.output):
+        elif not self._is_chatter(line):
             self.output.append(line)
             self.on_line(f"        {line}")
 
@@ -178,6 +179,10 @@ class _Reader:
         starts = [index for index, line in enumerate(self.output) if _REFUSAL.match(line)]
         words = " ".join(self.output[starts[-1] :]) if starts else f"its command exited with {self.code} and no sentence."
         return f"Stage {self.failed} stopped: {words}"
+
+    def _is_chatter(self, line: str) -> bool:
+        is_command = line.startswith("> ") and not self.output  # DVC repeats the command that it starts
+        return not line.strip() or is_command or line.startswith(_CHATTER) or bool(_EMPTY.match(line))
 
     def _place(self, started: int = 1) -> str:
         return f"[{len(self.ran) + len(self.skipped) + started}/{self.total}]"
