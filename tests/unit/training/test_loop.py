@@ -1,0 +1,172 @@
+"""Training learns, repeats itself bit for bit, keeps the best epoch, and says no in sentences."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from visionloop.data.packing import PackedSplit
+from visionloop.data.policy import AugmentPolicy
+from visionloop.errors import ConfigError, DataError, TrainingError
+from visionloop.models import Family
+from visionloop.training import EpochRecord, TrainResult, clear_resume, train
+
+
+def _load_worlds() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("training_worlds", Path(__file__).with_name("worlds.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["training_worlds"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+worlds = _load_worlds()
+
+
+def run(folder: Path, family: Family = "cnn", **changes: object) -> TrainResult:
+    policy = changes.pop("policy", None)
+    return train(
+        family, worlds.split(96, 0), worlds.split(48, 1), worlds.meta(policy), worlds.params(**changes), resume=folder
+    )
+
+
+def same_weights(first: TrainResult, second: TrainResult) -> bool:
+    one, two = first.classifier.state_dict(), second.classifier.state_dict()
+    return one.keys() == two.keys() and all(torch.equal(value, two[key]) for key, value in one.items())
+
+
+@pytest.mark.parametrize(("family", "epochs"), [("cnn", 10), ("vit", 12)])
+def test_a_tiny_network_learns_the_squares(family: Family, epochs: int, tmp_path: Path) -> None:
+    result = run(tmp_path, family, epochs=epochs)
+    assert result.best.val_accuracy >= 0.95
+    assert result.history[-1].train_loss < result.history[0].train_loss / 2
+    logits, _ = result.classifier(torch.from_numpy(worlds.split(48, 1).images))
+    accuracy = float((logits.argmax(1).numpy() == worlds.split(48, 1).labels).mean())
+    assert accuracy == result.best.val_accuracy
+    assert not result.classifier.training
+
+
+@pytest.mark.parametrize("family", ["cnn", "vit"])
+def test_a_seed_gives_the_same_bits_and_another_seed_others(family: Family, tmp_path: Path) -> None:
+    before = torch.random.get_rng_state()
+    first = run(tmp_path / "1", family, epochs=2)
+    assert torch.equal(torch.random.get_rng_state(), before), "the caller's random state was left changed"
+    torch.rand(5)
+    assert same_weights(first, run(tmp_path / "2", family, epochs=2))
+    assert not same_weights(first, run(tmp_path / "3", family, epochs=2, seed=4))
+
+
+def test_the_best_epoch_is_kept_by_accuracy_then_by_loss(tmp_path: Path) -> None:
+    result = run(tmp_path, epochs=8)
+    best = max(result.history, key=lambda record: (record.val_accuracy, -record.val_loss))
+    assert result.best == best
+    assert sum(record.val_accuracy == best.val_accuracy for record in result.history) > 1, "no tie was tested"
+
+
+def test_early_stopping_counts_epochs_without_a_better_one(tmp_path: Path) -> None:
+    said: list[str] = []
+    result = train(
+        "cnn", worlds.split(96, 0), worlds.split(48, 1), worlds.meta(),
+        # A learning rate of almost 0 changes no prediction and hardly the loss, so no later epoch is better by accuracy.
+        worlds.params(epochs=30, early_stopping_epochs=3, learning_rate=1e-12), resume=tmp_path, say=said.append,
+    )  # fmt: skip
+    assert len(result.history) == result.best.epoch + 3 < 30
+    assert any("none of the last 3 epochs was better" in sentence for sentence in said)
+
+
+def test_batches_larger_than_the_data_and_a_last_batch_of_one_image(tmp_path: Path) -> None:
+    assert len(run(tmp_path / "large", batch_size=4096, epochs=1).history) == 1
+    # 96 images in batches of 19 would leave one over, and its map of 1 x 1 is too little for MobileNet's last batch norm.
+    result = run(tmp_path / "one", batch_size=19, epochs=1, cnn_architecture="mobilenet_v3_small", cnn_options={})
+    assert math.isfinite(result.history[0].train_loss)
+
+
+def test_a_loss_that_is_not_finite_names_epoch_and_step(tmp_path: Path) -> None:
+    weights = run(tmp_path / "before", epochs=1).classifier.state_dict()
+    weights["network.head.bias"][1] = math.nan
+    torch.save(weights, tmp_path / "nan.pt")
+    with pytest.raises(TrainingError, match="The loss is nan at step 1 of 6 in epoch 1; lower the learning rate"):
+        run(tmp_path / "after", weights=str(tmp_path / "nan.pt"))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_both_optimizers_lower_the_loss(optimizer: str, tmp_path: Path) -> None:
+    rate = 0.01 if optimizer == "adamw" else 0.1
+    history = run(tmp_path, optimizer=optimizer, epochs=4, learning_rate=rate).history
+    assert history[-1].train_loss < 0.8 * history[0].train_loss
+
+
+def test_bf16_learns_and_auto_says_what_it_measured(tmp_path: Path) -> None:
+    assert run(tmp_path / "bf16", precision="bf16", epochs=10).best.val_accuracy >= 0.9
+    auto = run(tmp_path / "auto", precision="auto", epochs=1)
+    assert auto.precision in ("fp32", "bf16")
+    assert "ms in fp32 and" in auto.notes[0]
+
+
+def test_refusals(tmp_path: Path) -> None:
+    empty = PackedSplit(np.zeros((0, 16, 16, 3), np.uint8), np.zeros(0, np.int64), [])
+    with pytest.raises(DataError, match="The val side has 0 images"):
+        train("cnn", worlds.split(96, 0), empty, worlds.meta(), worlds.params(), resume=tmp_path)
+    with pytest.raises(ConfigError, match=r"which is of the family 'vit'; name it under train\.vit"):
+        run(tmp_path, cnn_architecture="small_vit", cnn_options={})
+    if not torch.cuda.is_available():
+        with pytest.raises(TrainingError, match="finds no CUDA device"):
+            run(tmp_path, device="cuda")
+
+
+def test_going_on_from_a_checkpoint_gives_the_same_bits(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", "vit", epochs=4)
+
+    class StoppedError(Exception):
+        """The run ends here, as an interrupted one does."""
+
+    def stop(record: EpochRecord) -> None:
+        if record.epoch == 2 and not record.restored:
+            raise StoppedError
+
+    def start(on_epoch: object, say: object) -> TrainResult:
+        return train(
+            "vit", worlds.split(96, 0), worlds.split(48, 1), worlds.meta(), worlds.params(epochs=4),
+            resume=tmp_path / "cut", on_epoch=on_epoch, say=say,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    said: list[str] = []
+    with pytest.raises(StoppedError):
+        start(stop, said.append)
+    records: list[EpochRecord] = []
+    again = start(records.append, said.append)
+    assert same_weights(whole, again)
+    assert 1 <= again.resumed_after <= 2
+    assert [record.epoch for record in records] == [1, 2, 3, 4], "restored epochs are told again, so no history is lost"
+    assert [dataclasses.replace(r, restored=False) for r in again.history] == list(whole.history)
+    assert any(sentence.startswith(f"Training goes on after epoch {again.resumed_after}") for sentence in said)
+    clear_resume(tmp_path / "cut")
+    assert list((tmp_path / "cut").iterdir()) == []
+
+
+@pytest.mark.parametrize("change", ["damage", "parameter", "data", "truncate"])
+def test_a_damaged_or_stale_checkpoint_is_not_used(change: str, tmp_path: Path) -> None:
+    run(tmp_path, epochs=2)
+    file = tmp_path / "checkpoint.bin"
+    data = bytearray(file.read_bytes())
+    if change == "damage":
+        data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data[: len(data) // 3]) if change == "truncate" else bytes(data))
+    said: list[str] = []
+    meta = worlds.meta(AugmentPolicy(brightness=0.2)) if change == "data" else worlds.meta()
+    result = train(
+        "cnn", worlds.split(96, 0), worlds.split(48, 1), meta, worlds.params(epochs=2, seed=3 + (change == "parameter")),
+        resume=tmp_path, say=said.append,
+    )  # fmt: skip
+    assert result.resumed_after == 0
+    reason = "is damaged and is not used" if change in ("damage", "truncate") else "is of other data, parameters or versions"
+    assert reason in said[0]
