@@ -6,7 +6,9 @@ at or under alpha; softmax values with KS and Bonferroni are the best detector o
 "Failing Loudly" (NeurIPS 2019). Accuracy: ATC (Garg et al., "Leveraging Unlabeled Data to Predict Out-of-Distribution
 Performance", ICLR 2022) on the largest probability.
 
-Does not cover: concept drift (the same images, a new meaning), which only labels can show.
+Does not cover: concept drift (the same images, a new meaning), which only labels can show. ATC is blind where a model is
+wrong with confidence (digits at contrast 5: 11 % right, 99 % estimated); the tests see that, and `decision.py` acts when an
+alarm lasts.
 """
 
 from __future__ import annotations

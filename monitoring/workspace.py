@@ -92,7 +92,10 @@ def quarantine(workspace: Path) -> list[Path]:
             continue
         target = workspace.with_name(f"{workspace.name}.quarantine") / f"{int(time.time())}-{path.name}"
         target.parent.mkdir(parents=True, exist_ok=True)
-        path.replace(target)
+        try:
+            path.replace(target)
+        except FileNotFoundError:  # another process puts it aside too
+            continue
         LOG.warning("%s was broken (%s) and is now %s; judge the window again to draw it anew.", path, fault, target)
         moved.append(target)
     return moved

@@ -6,6 +6,9 @@ draws are seeded, so a failure here is a change of the code.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import timedelta
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -13,7 +16,7 @@ from scipy import stats
 from monitoring.drift import test_signals as run_tests
 from monitoring.frame import to_frame
 from monitoring.watch import judge
-from tests.drift_world import COMPONENTS, LABELS, PARAMS, clean_rows, halves, pick, shifted_rows, traffic
+from tests.drift_world import COMPONENTS, LABELS, PARAMS, START, clean_rows, halves, pick, shifted_rows, traffic
 from visionloop.records import Decision, LoggedPrediction
 
 WINDOWS = 300
@@ -63,6 +66,21 @@ def test_a_harmless_shift_is_at_most_an_alert(shift: str, severity: int) -> None
     rows = shifted_rows(shift, severity)
     assert _accuracy(rows) > _accuracy(clean_rows()) - 0.01
     assert _decide(rows).action in ("wait", "alert")
+
+
+def test_a_model_that_is_wrong_with_confidence_is_retrained_when_the_alarm_lasts() -> None:
+    """At contrast 5 the model gives nearly all images one class, and is sure of it: the estimate sees nothing."""
+    reference, rows = pick(clean_rows(), REFERENCE), shifted_rows("contrast", 5)
+    assert _accuracy(rows) < 0.2
+    first = traffic(pick(rows, LIVE[:500]))
+    _, result, decision = judge(reference, first, LABELS, COMPONENTS, PARAMS)
+    assert result is not None
+    assert decision.action == "alert"
+    second = [replace(row, prediction_id=f"second {row.prediction_id}") for row in first]
+    second = traffic(second, START + timedelta(hours=1))
+    _, _, decision = judge(reference, [*first, *second], LABELS, COMPONENTS, PARAMS, [result])
+    assert (decision.window_id, decision.action) == ("3-2", "retrain")
+    assert "drifted in 2 of the last 3 windows (3-1, 3-2)" in decision.reason
 
 
 def test_the_estimate_follows_the_true_accuracy() -> None:

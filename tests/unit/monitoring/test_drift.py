@@ -217,14 +217,14 @@ def test_a_tiny_or_empty_reference_is_refused() -> None:
 
 
 def test_500_rows_against_5000_take_at_most_a_tenth_of_a_second() -> None:
-    """The stated bound, for 26 signals; the best of up to twenty, because others share the cores of a test machine."""
+    """The stated bound, for 26 signals, in seconds of the processor, because others share the cores of a test machine."""
     _, rows = _split()
     reference = (list(clean_rows()) + list(shifted_rows("gaussian_noise", 1)) + list(clean_rows()) * 3)[:5000]
     frames = to_frame(reference, LABELS, COMPONENTS), to_frame(rows, LABELS, COMPONENTS)
-    seconds = [math.inf]
-    while min(seconds) > 0.1 and len(seconds) < 20:
-        start = time.perf_counter()
+    seconds = []
+    for _ in range(5):
+        start = time.process_time()
         drift.test_signals(*frames, LABELS, COMPONENTS, 1e-5)
         estimate_accuracy(*frames)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert min(seconds) <= 0.1

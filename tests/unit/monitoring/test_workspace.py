@@ -40,6 +40,21 @@ def test_prepare_makes_one_project_and_changes_nothing_the_second_time(tmp_path:
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in workspace.rglob("*.json")} == files
 
 
+def test_two_that_put_the_same_file_aside_do_not_quarrel(tmp_path: Path) -> None:
+    workspace = tmp_path / "evidently"
+    prepare_workspace(workspace)
+    for number in range(50):
+        _snapshot(workspace, number, "{")
+    moved: list[Path] = []
+    threads = [threading.Thread(target=lambda: moved.extend(quarantine(workspace))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(moved) == len(set(moved)) == 50
+    assert not list((workspace / str(PROJECT_ID) / "snapshots").iterdir())
+
+
 @pytest.mark.parametrize("text", ["", "{", '{"report": {', "[]", '{"report": {}}', "\x00\x00", "[" * 100_000])
 def test_a_broken_snapshot_is_put_aside_and_the_others_stay(
     tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
@@ -74,7 +89,7 @@ def test_a_workspace_that_is_not_there_has_nothing_to_put_aside(tmp_path: Path) 
 def test_many_writers_at_once_leave_whole_files_and_no_leftovers(tmp_path: Path) -> None:
     workspace = tmp_path / "evidently"
     target = workspace / str(PROJECT_ID) / "snapshots" / f"{PROJECT_ID}.json"
-    texts = [json.dumps({"writer": number, "fill": "x" * 200_000}) for number in range(8)]
+    texts = [json.dumps({**SNAPSHOT, "writer": number, "fill": "x" * 200_000}) for number in range(8)]
 
     def write(text: str) -> None:
         prepare_workspace(workspace)
