@@ -92,7 +92,13 @@ def decode(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedImage
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except UnidentifiedImageError:
             raise _unidentified(data) from None
+        except Image.DecompressionBombError:
+            raise ImageError(
+                "too_large", "The image says that it has over 178 megapixels, which is never decoded; make it smaller first."
+            ) from None
         except _PILLOW_ERRORS as error:
+            if _is_cut_webp(data):
+                raise ImageError("truncated", _CUT_WEBP) from error
             raise ImageError("unreadable", f"The image header cannot be read ({_short(error)}).") from error
         if image.width * image.height > max_pixels:
             raise ImageError(
@@ -170,14 +176,26 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def _is_cut_webp(data: bytes) -> bool:
+    """Whether a RIFF container says that it is longer than it is; Pillow's decoder only says that it cannot be made."""
+    return data[:4] == b"RIFF" and data[8:12] == b"WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data)
+
+
+_CUT_WEBP = "The image is damaged (the WebP file is cut short); export or download it again."
+_OTHER_FORMATS: dict[bytes, str] = {
+    b"gif8": "GIF", b"ii*\x00": "TIFF", b"mm\x00*": "TIFF", b"<svg": "SVG", b"<?xml": "XML or SVG", b"%!ps": "EPS",
+    b"\x00\x00\x01\x00": "ICO", b"%pdf": "PDF", b"<!doc": "HTML", b"<html": "HTML", b"pk\x03\x04": "ZIP",
+}  # fmt: skip
+_BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIC", b"avif": "AVIF", b"avis": "AVIF"}
+
+
 def _unidentified(data: bytes) -> ImageError:
-    starts: dict[bytes, str] = {
-        b"GIF8": "GIF", b"II*\x00": "TIFF", b"MM\x00*": "TIFF", b"<svg": "SVG", b"<?xml": "XML or SVG", b"%!PS": "EPS",
-        b"\x00\x00\x01\x00": "ICO", b"%PDF": "PDF", b"<!DOC": "HTML", b"<html": "HTML", b"PK\x03\x04": "ZIP",
-    }  # fmt: skip
-    found = next((name for start, name in starts.items() if data.startswith(start)), None)
-    if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
-        found = "HEIC"
+    if _is_cut_webp(data):
+        return ImageError("truncated", _CUT_WEBP)
+    start = data[:64].lstrip().lower() if data[:1] in b"<\n\r\t " else data[:64].lower()
+    found = next((name for magic, name in _OTHER_FORMATS.items() if start.startswith(magic)), None)
+    if data[4:8] == b"ftyp":
+        found = _BRANDS.get(data[8:12], found)
     if found:
         return ImageError("unsupported_format", f"The bytes are {found}; send JPEG, PNG, WebP or BMP.")
     return ImageError("unreadable", "The bytes are not a JPEG, PNG, WebP or BMP image.")

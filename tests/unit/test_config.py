@@ -157,8 +157,8 @@ def test_scalars_are_read_as_yaml_1_2(key: str, raw: str, value: object) -> None
         ("a: 1\n---\nb: 2\n", NOT_YAML.format(2) + "but found another document."),
         ("a: " + "[" * 5000, "params.yaml is nested too deeply; a params file has sections, keys and short lists."),
         ("a: " + "1" * 6000,
-         "params.yaml: a value cannot be read (Exceeds the limit (4300 digits) for integer string conversion: value has 6000 "
-         "digits)."),
+         "params.yaml: a value cannot be read (Exceeds the limit (4300 digits) for integer string conversion: value has "
+         "6000 digits)."),
     ],
     ids=["empty", "comment", "list", "cut", "tab", "twice", "bomb", "object", "documents", "deep", "digits"],
 )  # fmt: skip
