@@ -102,17 +102,23 @@ def test_two_old_alarms_and_a_clean_window_wait() -> None:
     [
         (0.91, (0.89, 0.93), "retrain"),
         (0.9199, (0.89, 0.949), "retrain"),
-        (0.921, (0.91, 0.93), "wait"),  # 2.9 points: under the limit
-        (0.90, (0.84, 0.96), "wait"),  # 5 points, but the interval holds the reference
+        (0.921, (0.91, 0.93), "alert"),  # 2.9 points: under the limit
+        (0.90, (0.84, 0.96), "alert"),  # 5 points, but the interval holds the reference
     ],
 )
 def test_a_loss_of_accuracy_retrains_only_beyond_limit_and_interval(
     estimated: float, interval: tuple[float, float], action: str
 ) -> None:
-    decision = decide(_result(estimated=estimated, interval=interval), [], PARAMS)
+    decision = decide(_result(drifted=("sharpness",), estimated=estimated, interval=interval), [], PARAMS)
     assert decision.action == action
     if action == "retrain":
         assert decision.reason.startswith(f"Estimated accuracy {estimated:.1%} (95 % interval")
+
+
+def test_a_low_estimate_without_drift_waits_and_says_so() -> None:
+    decision = decide(_result(estimated=0.90, interval=(0.87, 0.93)), [], PARAMS)
+    assert (decision.action, decision.level) == ("wait", "none")
+    assert decision.reason.endswith("most likely chance; feedback labels would tell.")
 
 
 def test_broken_data_alert_and_never_retrain() -> None:
