@@ -27,12 +27,13 @@ class GradcamLayer:
     """The layer whose output and gradient make the heat-map, and how either becomes a map [N, C, h, w].
 
     In a convolutional network: the deepest layer with at least `LEAST_MAP_SIDE` positions a side, because the last map of a
-    small image has so few that each sees all of it. In a ViT: a norm before attention, because after the last block every
-    patch carries the whole image's answer. See `evaluation/gradcam.py` for what was measured.
+    small image has so few that each sees all of it. In a ViT: the first norm, before attention, because after the last
+    block every patch carries the whole image's answer. See `evaluation/gradcam.py` for what was measured.
     """
 
     module: nn.Module
     to_map: Callable[[Tensor], Tensor]
+    places: tuple[int, ...] = (2, 3)  # the dimensions of the module's output that are places in the image
 
 
 class Network(nn.Module):

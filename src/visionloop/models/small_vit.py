@@ -71,7 +71,7 @@ class SmallViT(Network):
         """The first block's first norm: the patches before any attention has mixed them."""
         first = self.blocks[0]
         assert isinstance(first, _Block)
-        return GradcamLayer(first.norm1, lambda tokens: tokens_as_map(tokens, self.grid))
+        return GradcamLayer(first.norm1, lambda tokens: tokens_as_map(tokens, self.grid), places=(1,))
 
 
 class _Block(nn.Module):

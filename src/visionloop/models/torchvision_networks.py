@@ -41,7 +41,7 @@ class TorchvisionNetwork(Network):
         return out
 
     def gradcam_layer(self) -> GradcamLayer:
-        """A ViT's last block's first norm; in others the deepest of the main stages whose map is large enough."""
+        """A ViT's first norm; in others the deepest of the main stages whose map is large enough."""
         assert self.gradcam is not None
         return self.gradcam
 
@@ -123,18 +123,17 @@ def _find_gradcam_layer(name: str, network: TorchvisionNetwork, image_size: tupl
             handle.remove()
         network.train()
     if hasattr(body, "encoder"):
-        # A class token, then the patches. Only the class token of the last block is answered from, so the patches that
-        # enter this block are the last ones whose gradient says anything.
-        side = body.image_size // body.patch_size
-        return GradcamLayer(modules[-1], lambda tokens: tokens_as_map(tokens[:, 1:], (side, side)))
+        side = body.image_size // body.patch_size  # tokens are the class token, then the patches
+        return GradcamLayer(modules[0], lambda tokens: tokens_as_map(tokens[:, 1:], (side, side)), places=(1,))
     least = min(LEAST_MAP_SIDE, max(sides.values()))
-    return GradcamLayer(modules[max(index for index, side in sides.items() if side >= least)], to_map)
+    places = (2, 3) if to_map is same else (1, 2)
+    return GradcamLayer(modules[max(index for index, side in sides.items() if side >= least)], to_map, places)
 
 
 def _stages(body: Any) -> tuple[list[nn.Module], Callable[[Tensor], Tensor]]:
     """The main stages of a torchvision network in their order, and how their output becomes a map [N, C, h, w]."""
     if hasattr(body, "encoder"):
-        return [body.encoder.layers[-1].ln_1], same
+        return [body.encoder.layers[0].ln_1], same
     if hasattr(body, "layer4"):
         return [body.layer1, body.layer2, body.layer3, body.layer4], same
     if hasattr(body, "conv5"):

@@ -17,14 +17,15 @@ Pixels = npt.NDArray[np.uint8]
 Classes = npt.NDArray[np.int64]
 
 
-def draw(count: int, rng: np.random.Generator, place: tuple[int, int] | None = None) -> tuple[Pixels, Classes]:
-    images = rng.integers(60, 120, (count, SIZE, SIZE, 3)).astype(np.uint8)
-    labels = rng.integers(0, 3, count)
+def draw(labels: Classes, rng: np.random.Generator, place: tuple[int, int] | None = None) -> Pixels:
+    """Noise; in class 1 with a red square, in class 2 with a green one, so nothing else in the image speaks for them."""
+    images = rng.integers(60, 120, (len(labels), SIZE, SIZE, 3)).astype(np.uint8)
     for image, label in zip(images, labels, strict=True):
-        row, column = rng.integers(0, SIZE - SQUARE, 2) if place is None else place
-        image[row : row + SQUARE, column : column + SQUARE] = 60
-        image[row : row + SQUARE, column : column + SQUARE, label] = 250
-    return images, labels
+        row, column = rng.integers(0, SIZE - SQUARE + 1, 2) if place is None else place
+        if label:
+            image[row : row + SQUARE, column : column + SQUARE] = 60
+            image[row : row + SQUARE, column : column + SQUARE, label - 1] = 250
+    return images
 
 
 def trained(architecture: str, options: dict[str, Option]) -> Classifier:
@@ -35,9 +36,9 @@ def trained(architecture: str, options: dict[str, Option]) -> Classifier:
             architecture, num_classes=3, image_size=(SIZE, SIZE), mean=(0.36,) * 3, std=(0.15,) * 3, options=options
         )
         optimizer = torch.optim.AdamW(model.parameters(), 0.003)
-        for _ in range(120):
-            images, labels = draw(32, rng)
-            loss = F.cross_entropy(model(torch.from_numpy(images))[0], torch.from_numpy(labels))
+        for _ in range(150):
+            labels = rng.integers(0, 3, 32)
+            loss = F.cross_entropy(model(torch.from_numpy(draw(labels, rng)))[0], torch.from_numpy(labels))
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()
@@ -46,24 +47,27 @@ def trained(architecture: str, options: dict[str, Option]) -> Classifier:
 
 @pytest.mark.parametrize(
     ("architecture", "options"),
-    [("small_resnet", {"width": 8}), ("small_vit", {"width": 32, "depth": 2, "patch": 4})],
+    [
+        ("small_resnet", {"width": 8}),
+        ("small_vit", {"width": 32, "depth": 2, "patch": 4}),
+        ("small_vit", {"width": 32, "stem": "conv"}),
+    ],
 )
 def test_the_map_lies_where_the_evidence_is(architecture: str, options: dict[str, Option]) -> None:
     model = trained(architecture, options)
     for place in ((0, 0), (0, SIZE - SQUARE), (SIZE - SQUARE, 0), (4, 8)):
-        images, labels = draw(30, np.random.default_rng(7), place)
+        labels = np.arange(30) % 2 + 1
+        images = draw(labels, np.random.default_rng(7), place)
         with torch.inference_mode():
             assert (model(torch.from_numpy(images))[0].argmax(1).numpy() == labels).mean() > 0.9
         maps = gradcam(model, images, labels)
         assert maps.shape == (30, SIZE, SIZE)
         assert maps.min() >= 0
-        assert maps.max() == 1
+        assert maps.max(axis=(1, 2)).tolist() == [1] * 30
         near = np.zeros((SIZE, SIZE), dtype=bool)  # the square and two pixels around it, for the coarse grid of the map
         near[max(0, place[0] - 2) : place[0] + SQUARE + 2, max(0, place[1] - 2) : place[1] + SQUARE + 2] = True
         share = maps[:, near].sum() / maps.sum()
-        assert share > 2 * near.mean(), f"{place}: {share:.2f} of the map on {near.mean():.2f} of the image"
-        peaks = maps.reshape(30, -1).argmax(1)
-        assert near.ravel()[peaks].mean() > 0.5
+        assert share > 0.5, f"{place}: {share:.2f} of the map on {near.mean():.2f} of the image"
 
 
 def test_no_image_gives_no_map_and_the_model_is_left_without_hooks() -> None:

@@ -55,7 +55,7 @@ def test_shapes_of_logits_embedding_and_heat_map(
 def test_normalisation_is_inside_and_a_flat_channel_stays_finite() -> None:
     model = build("small_resnet", num_classes=2, image_size=(8, 8), mean=MEAN, std=(0.2, 0.25, 0.0), options={"width": 4})
     seen: list[torch.Tensor] = []
-    model.network.embed = lambda pixels: seen.append(pixels) or torch.zeros(1, model.embedding_size)  # type: ignore[method-assign,func-returns-value]
+    model.network.embed = lambda pixels: seen.append(pixels) or torch.zeros(1, model.embedding_size)  # type: ignore[assignment,method-assign,func-returns-value]
     model(torch.full((1, 8, 8, 3), 51, dtype=torch.uint8))  # 51 / 255 = 0.2
     assert seen[0][0, :, 0, 0].tolist() == pytest.approx([-1.5, -0.8, -0.1 * 255], rel=1e-5)
 
