@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
@@ -32,6 +33,7 @@ from visionloop.paths import CLEANING_PAGE, CONTACT_SHEET, EVALUATE_REPORTS, LOG
 DEMO = VAR / "demo"
 DVC_LOCK = Path("dvc.lock")
 SHOWN_IMAGES = 3  # of each protocol
+LOG_WIDTH = 120  # where there is no terminal whose width could be asked
 # Severity 3 of 5 is what the drift tests were measured with; a user sees a clear case beside a quiet one.
 SHIFTS: tuple[tuple[str, int], ...] = (("none", 1), ("blur", 3))
 PROTOCOLS: tuple[Literal["http", "grpc"], ...] = ("http", "grpc")
@@ -56,6 +58,8 @@ def run() -> None:
     """
     begin = time.monotonic()
     console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console = Console(highlight=False, soft_wrap=True, width=LOG_WIDTH)
     _check()
     result = repro.reproduce(on_line=lambda line: console.print(line, markup=False))
     saved = _load()
@@ -83,7 +87,7 @@ def run() -> None:
 def show(found: Summary, console: Console) -> None:
     """Print a summary."""
     for table in found.tables:
-        drawn = RichTable(title=table.title, title_justify="left", title_style="bold", show_edge=False)
+        drawn = RichTable(title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
         for column in table.columns:
             drawn.add_column(column)
         for row in table.rows:
@@ -130,7 +134,8 @@ def _live(console: Console) -> tuple[list[Table], list[str]]:
         max_image_megabytes=serve.max_image_megabytes,
         max_image_megapixels=serve.max_image_megapixels,
     )
-    drift_rows: list[tuple[str, ...]] = []
+    rows: list[tuple[str, ...]] = []
+    reasons: list[str] = []
     pages: list[str] = []
     with server, Store(store_url) as store:
         store.create()
@@ -151,11 +156,12 @@ def _live(console: Console) -> tuple[list[Table], list[str]]:
                     store, monitor, folder=DEMO / "drift", workspace=DEMO / "evidently", alerts=DEMO / "alerts.jsonl"
                 )
                 name = "held-out images" if shift == "none" else f"the same, {shift} {severity}"
-                drift_rows.append((name, watched.decision.action, f"{rate:.0f}", watched.decision.reason))
+                rows.append((name, watched.decision.action, f"{rate:.0f}"))
+                reasons.append(f"{name}: {watched.decision.reason}")
                 if watched.page:
                     pages.append(f"{watched.page}: drift, {name}")
-    heads = ("window", "decision", "images/s sent", "why")
-    return [answers, Table(f"Drift, windows of {monitor.window_rows} images", heads, tuple(drift_rows))], pages
+    title = f"Drift, windows of {monitor.window_rows} images"
+    return [answers, Table(title, ("window", "decision", "images/s sent"), tuple(rows), tuple(reasons))], pages
 
 
 def _ask(server: TritonServer, images: list[traffic.HeldOut]) -> Table:

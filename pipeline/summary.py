@@ -84,8 +84,8 @@ def _forms(root: Path) -> Table:
         for form in ("fp32", "int8")
         if f"{form}_megabytes" in report
     ]
-    heads = ("form", "test accuracy", "MB", "ms per image, one thread", "images/s, batches of 32", "")
-    return Table("FP32 against INT8, ONNX Runtime on this machine", heads, tuple(rows), (_text(report["reason"]),))
+    heads = ("form", "test accuracy", "MB", "ms per image", "images/s by 32", "")
+    return Table("FP32 against INT8, ONNX Runtime with one thread", heads, tuple(rows), (_text(report["reason"]),))
 
 
 def _endpoint(root: Path) -> Table:
