@@ -63,7 +63,7 @@ check: setup-dev  ## formatting, linting, types, import directions, Dockerfile, 
 	hadolint Dockerfile; \
 	yamllint --strict .; \
 	bash -n .ci/run; \
-	python -m pytest -q -p no:xdist tests/contract/test_docs.py
+	python -m pytest -q -p no:xdist tests/contract/test_docs.py tests/contract/test_house.py
 
 setup: $(PROJECT) $(TRITON)  ## the two environments: the project's and the Triton runtime's
 setup-dev: $(DEV) setup  ## the same, with the tools for tests and checks
@@ -83,8 +83,8 @@ simulate: setup  ## send shifted images to the running endpoint (ARGS="--shift b
 status: setup  ## what is stale, what runs, what was decided last
 	@$(BIN)/visionloop status
 
-docs: setup  ## write the measured figures into README.md
-	@$(BIN)/python -m pipeline.figures
+docs: setup  ## write the tree and the measured figures into README.md
+	@$(BIN)/python -m pipeline.readme
 
 format: setup-dev  ## format the code and sort the imports
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .

@@ -59,7 +59,8 @@ def prove(shipped: Path, images: Sequence[bytes], deploy: DeployParams, serve: S
     logits, embedding = model.run(tensors)
     probabilities = softmax(logits)
     labels = [card.labels[index] for index in logits.argmax(axis=1)]
-    publish(shipped, folder / "model_repository", deploy)
+    # The server from pip has the Python backend alone; the files that are proved are those that the official image serves.
+    publish(shipped, folder / "model_repository", deploy.model_copy(update={"backend": "python"}))
     server = TritonServer(
         folder / "model_repository",
         run_dir=folder / "run",
