@@ -22,7 +22,7 @@ ENV VENV=/opt/venv \
 WORKDIR /project
 # First what changes seldom: the packages.
 COPY Makefile requirements.lock requirements-uv.lock requirements-triton.lock ./
-RUN make deps VENV="$VENV" TRITON_VENV="$TRITON_VENV" && rm -rf /root/.cache
+RUN make deps VENV="$VENV" TRITON_VENV="$TRITON_VENV" && rm -rf "$HOME/.cache"
 COPY . .
 RUN make setup VENV="$VENV" TRITON_VENV="$TRITON_VENV" \
     && useradd --create-home --uid 1000 visionloop \

@@ -30,12 +30,13 @@ TOP = {
     "compose.yaml": "The live system in containers.",
 }
 FOLDERS = (
-    "pipeline", "pipeline/stages", "src/visionloop", "src/visionloop/data", "src/visionloop/models", "src/visionloop/training",
-    "src/visionloop/evaluation", "src/visionloop/compression", "serving", "serving/triton", "monitoring",
+    "pipeline", "pipeline/stages", "src/visionloop", "src/visionloop/data", "src/visionloop/models",
+    "src/visionloop/training", "src/visionloop/evaluation", "src/visionloop/compression", "serving", "serving/triton",
+    "monitoring",
 )  # fmt: skip
 ORDER = (
-    "cli", "run", "doctor", "repro", "dependencies", "flows", "orchestrator", "supervisor", "process", "endpoints", "traffic",
-    "watching", "summary", "readme",
+    "cli", "run", "doctor", "repro", "dependencies", "flows", "orchestrator", "supervisor", "process", "endpoints",
+    "traffic", "watching", "summary", "readme",
     "collect", "clean", "split", "augment", "train", "evaluate", "select", "export", "quantize", "deploy", "reference",
     "config", "paths", "errors", "records", "files", "tables", "card", "preprocess", "features", "progress",
     "sources", "shards", "measures", "duplicates", "cleaning", "cleaning_page", "splitting", "policy", "augmentation",
@@ -101,9 +102,9 @@ def _file_rank(name: str) -> tuple[int, str]:
 
 
 def _first_sentence(path: Path) -> str:
-    words = " ".join((ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split())
-    match = re.match(r".+?[.:](?= |$)", words)
-    return (match.group() if match else words).rstrip(":.") + "."
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    words = " ".join(docstring.split("\n\n")[0].split())
+    return re.split(r"(?<=[.?]) (?=[A-Z`(])", words)[0].rstrip(".") + "."
 
 
 def main() -> int:
