@@ -12,6 +12,7 @@ import ast
 import functools
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,13 +109,20 @@ def rewrite(root: Path = Path()) -> None:
     (root / "dvc.yaml").write_text(text, encoding="utf-8")
 
 
+def _executed(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node below `node`, but for what stands under `if TYPE_CHECKING`, which no interpreter runs."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        yield child
+        yield from _executed(child)
+
+
 @functools.cache
 def _imports(file: Path, name: str) -> tuple[str, ...]:
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     names: list[str] = []
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            continue
+    for node in _executed(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names.extend(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
