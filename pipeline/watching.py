@@ -61,13 +61,14 @@ def watch(
     reference = read_rows(REFERENCE, LoggedPrediction)
     components = len(next((row.embedding for row in reference if row.embedding), ()))
     rows = store.recent_predictions(limit=_enough(params))
+    history = read_history(folder)
     judgement = judge(
         reference,
         rows,
         labels,
         components,
         params,
-        read_history(folder),
+        history,
         model_version=champion.name,
         earlier=_earlier(store, rows, champion.name, reference),
         partial=partial,
@@ -77,9 +78,13 @@ def watch(
         return Watched(decision, None, None, False)
     closed = window.state == "closed"
     last = window.answered[-1].prediction_id if window.answered else window.rejected[-1].prediction_id
-    paths = write_report(
-        reference, window, result, decision, labels=labels, components=components, folder=folder, workspace=workspace
-    )
+    page: Path | None = folder / f"{window.window.window_id}.html"
+    if not any(
+        past.window == window.window for past in history
+    ):  # drawing takes seconds, and a closed window stays as it is
+        page = write_report(
+            reference, window, result, decision, labels=labels, components=components, folder=folder, workspace=workspace
+        ).page
     # The row in the store is the durable one; what acts on a decision reads it there. An open window leaves a row only
     # where something is to be done.
     new = store.write_window(window.window, last) if closed else _is_news(store, decision)
@@ -87,7 +92,7 @@ def watch(
         store.write_decision(decision)
         alert(decision, alerts, webhook=os.environ.get(WEBHOOK_VARIABLE))
     clean_up(folder, workspace, params.keep_days)
-    return Watched(decision, result, paths.page, new)
+    return Watched(decision, result, page if page and page.exists() else None, new)
 
 
 def _is_news(store: Store, decision: Decision) -> bool:
