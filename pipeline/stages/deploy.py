@@ -6,13 +6,12 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from visionloop.data.splitting import read_split
-
 from pipeline.stages import run_stage
 from serving.repository import publish
 from serving.trial import prove
 from visionloop.config import DeployParams, ServeParams, load_section
 from visionloop.data.shards import read_bytes, read_images
+from visionloop.data.splitting import read_split
 from visionloop.errors import DataError, ImageError
 from visionloop.files import write_json
 from visionloop.paths import DEPLOY_REPORT, IMAGES, MODEL_REPOSITORY, SHARDS, SHIPPED, SPLIT
