@@ -1,0 +1,156 @@
+"""Test accuracy on the bundled digits over several splits and several training seeds, in FP32 and in INT8.
+
+What:    the parameters of params.yaml. For each split seed the stages collect, clean, split and augment run in a folder of
+         their own; then both families are trained with several seeds, exported, quantized, and measured on the test side.
+         One test side has about 180 images, so that one image is 0.56 points: the mean over the grid is the figure to read.
+Command: OMP_WAIT_POLICY=passive python -m benchmarks.digits_accuracy                      (3 splits x 3 seeds)
+         OMP_WAIT_POLICY=passive python -m benchmarks.digits_accuracy --splits 1 --seeds 1 (a look)
+Writes:  benchmarks/results/digits_accuracy.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from visionloop.card import ModelCard
+from visionloop.compression.export import onnx_bytes
+from visionloop.compression.parity import accuracy
+from visionloop.compression.quantize import Recipe, calibration_indices, quantize
+from visionloop.config import Params, load_params
+from visionloop.data.packing import PackedMeta, load_meta, load_split
+from visionloop.files import write_json
+from visionloop.models import Classifier, Family
+from visionloop.paths import PACKED, PARAMS
+from visionloop.records import SPLITS
+from visionloop.runtime import OnnxModel
+from visionloop.training import train
+
+OUTPUT = Path("benchmarks/results/digits_accuracy.json")
+FAMILIES: tuple[Family, ...] = ("cnn", "vit")
+GOALS = {"cnn": 0.985, "vit": 0.97}
+MOST_LOST = 0.005  # by INT8, on the mean
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--splits", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    params = load_params()
+    rows: list[dict[str, float | str]] = []
+    print(f"{machine()}\nsplit seed  family  FP32 test  INT8 test  FP32 val  seconds")
+    with tempfile.TemporaryDirectory(prefix="visionloop-digits-") as folder:
+        for split_seed in range(arguments.splits):
+            packed = prepare(Path(folder) / f"split-{split_seed}", split_seed)
+            for seed in range(arguments.seeds):
+                for family in FAMILIES:
+                    row = one(family, seed, params, packed, Path(folder) / f"resume-{split_seed}-{seed}-{family}")
+                    rows.append({"split": split_seed, "seed": seed, "family": family, **row})
+                    print(
+                        f"{split_seed:5} {seed:4}  {family:6}  {row['fp32_test']:9.4f}  {row['int8_test']:9.4f}  "
+                        f"{row['val']:8.4f}  {row['train_seconds']:7.1f}",
+                        flush=True,
+                    )
+    summary = {family: summarize([row for row in rows if row["family"] == family]) for family in FAMILIES}
+    for family, numbers in summary.items():
+        held = numbers["fp32_mean"] >= GOALS[family] and numbers["int8_lost"] <= MOST_LOST
+        print(
+            f"{family}: FP32 {numbers['fp32_mean']:.4f} (lowest {numbers['fp32_lowest']:.4f}, goal {GOALS[family]}), "
+            f"INT8 {numbers['int8_mean']:.4f}, lost {numbers['int8_lost']:.4f} (at most {MOST_LOST}), "
+            f"{numbers['train_seconds']:.0f} s a training: {'holds' if held else 'DOES NOT HOLD'}"
+        )
+    write_json(OUTPUT, {"machine": machine(), "summary": summary, "rows": rows})
+    print(f"written to {OUTPUT}")
+
+
+def prepare(folder: Path, split_seed: int) -> Path:
+    """Run the data stages on the digits with this split seed, in a folder of its own; gives the packed arrays' folder."""
+    tree = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
+    tree["collect"]["source"] = "digits"
+    tree["split"]["seed"] = split_seed
+    folder.mkdir(parents=True)
+    (folder / PARAMS).write_text(yaml.safe_dump(tree), encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    for stage in ("collect", "clean", "split", "augment"):
+        command = [sys.executable, "-m", f"pipeline.stages.{stage}"]
+        subprocess.run(
+            command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+    return folder / PACKED
+
+
+def one(family: Family, seed: int, params: Params, packed: Path, resume: Path) -> dict[str, float]:
+    """Train, export, quantize and measure once."""
+    meta = load_meta(packed)
+    training, val, test = (load_split(packed, side) for side in SPLITS)
+    start = time.perf_counter()
+    settings = params.train.model_copy(update={"seed": seed})
+    result = train(family, training, val, meta, settings, resume=resume)
+    seconds = time.perf_counter() - start
+    fp32 = onnx_bytes(result.classifier, card=card_of(result.classifier, meta), opset=params.export.opset)
+    recipe = Recipe(params.quantize.operators.of(family), params.quantize.calibration, params.quantize.per_channel)
+    chosen = calibration_indices(training.labels, params.quantize.calibration_images)
+    int8 = quantize(fp32, training.images[chosen], recipe)
+    return {
+        "fp32_test": accuracy(OnnxModel(fp32).run_all(test.images)[0], test.labels),
+        "int8_test": accuracy(OnnxModel(int8).run_all(test.images)[0], test.labels),
+        "val": result.best.val_accuracy,
+        "train_seconds": seconds,
+    }
+
+
+def card_of(classifier: Classifier, meta: PackedMeta) -> ModelCard:
+    """The card that the exporter reads."""
+    return ModelCard(
+        family=classifier.family,
+        architecture=classifier.architecture,
+        labels=meta.labels,
+        preprocess=meta.preprocess,
+        mean=meta.mean,
+        std=meta.std,
+        embedding_size=classifier.embedding_size,
+        precision="fp32",
+        parameters=sum(parameter.numel() for parameter in classifier.parameters()),
+    )
+
+
+def summarize(rows: list[dict[str, float | str]]) -> dict[str, float]:
+    """Means over the grid, and the lowest single run."""
+    fp32, int8 = ([float(row[name]) for row in rows] for name in ("fp32_test", "int8_test"))
+    return {
+        "runs": len(rows),
+        "fp32_mean": statistics.mean(fp32),
+        "fp32_lowest": min(fp32),
+        "fp32_standard_deviation": float(np.std(fp32)),
+        "int8_mean": statistics.mean(int8),
+        "int8_lost": statistics.mean(fp32) - statistics.mean(int8),
+        "train_seconds": statistics.mean(float(row["train_seconds"]) for row in rows),
+    }
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    names = [
+        line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return (
+        f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
+        f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    )
+
+
+if __name__ == "__main__":
+    main()
