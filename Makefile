@@ -112,13 +112,13 @@ $(DEPS):
 	@echo "Installing the project's environment in $(VENV): about 5 GB and a few minutes, once."
 	@$(call make_venv,$(VENV))
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-uv.lock
-	@$(uv) pip install --python $(BIN)/python --require-hashes --no-deps -r requirements.lock
+	@$(uv) pip install --compile-bytecode --python $(BIN)/python --require-hashes --no-deps -r requirements.lock
 	@rm -f $(VENV)/.deps-* $(VENV)/.installing; touch $@
 
 $(DEV): $(DEPS)
 	@echo "Installing the tools for tests and checks in $(VENV)."
 	@$(call make_venv,$(VENV))
-	@$(uv) pip install --python $(BIN)/python --require-hashes --no-deps -r requirements-dev.lock
+	@$(uv) pip install --compile-bytecode --python $(BIN)/python --require-hashes --no-deps -r requirements-dev.lock
 	@rm -f $(VENV)/.dev-* $(VENV)/.installing; touch $@
 
 $(PROJECT): $(DEPS)
@@ -128,5 +128,5 @@ $(PROJECT): $(DEPS)
 $(TRITON): $(DEPS)
 	@echo "Installing the Triton runtime in $(TRITON_VENV)."
 	@$(call make_venv,$(TRITON_VENV))
-	@$(uv) pip install --python $(TRITON_VENV)/bin/python --require-hashes --no-deps -r requirements-triton.lock
+	@$(uv) pip install --compile-bytecode --python $(TRITON_VENV)/bin/python --require-hashes --no-deps -r requirements-triton.lock
 	@rm -f $(TRITON_VENV)/.deps-* $(TRITON_VENV)/.installing; touch $@
