@@ -5,6 +5,8 @@ What:    the parameters of params.yaml. For each split seed the stages collect, 
          One test side has about 180 images, so that one image is 0.56 points: the mean over the grid is the figure to read.
 Command: OMP_WAIT_POLICY=passive python -m benchmarks.digits_accuracy                      (3 splits x 3 seeds)
          OMP_WAIT_POLICY=passive python -m benchmarks.digits_accuracy --splits 1 --seeds 1 (a look)
+Result:  on 2 cores under a load of 4 to 7, 18 trainings of 23 to 68 s: CNN 99.57 % (lowest 98.88 %), ViT 98.32 %
+         (lowest 97.21 %); INT8 answered as many images rightly in every one.
 Writes:  benchmarks/results/digits_accuracy.json
 """
 
