@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -79,7 +80,7 @@ def differences(root: Path = Path()) -> list[Difference]:
         body = entry.get("do", entry)
         declared = {dep for dep in body["deps"] if dep.endswith(".py")}
         used = stage_modules(stage, root)
-        params, sections = set(body.get("params", [])), stage_params(stage, root)
+        params, sections = _declared_params(entry), stage_params(stage, root)
         difference = Difference(
             stage,
             tuple(sorted(used - declared)),
@@ -116,6 +117,22 @@ def _executed(node: ast.AST) -> Iterator[ast.AST]:
             continue
         yield child
         yield from _executed(child)
+
+
+def _declared_params(entry: dict[str, Any]) -> set[str]:
+    """The sections that a stage declares, whole or, over all items of its `foreach`, with every one of their keys."""
+    declared = {
+        name.replace("${item}", item)
+        for name in entry.get("do", entry).get("params", [])
+        for item in entry.get("foreach", [""])
+    }
+    whole = {name for name in declared if "." not in name}
+    for section in {name.partition(".")[0] for name in declared} - whole:
+        kind = config.Params.model_fields[section].annotation
+        assert isinstance(kind, type) and issubclass(kind, config.Section), f"{section} is no section"
+        if {f"{section}.{key}" for key in kind.model_fields} <= declared:
+            whole.add(section)
+    return whole
 
 
 @functools.cache

@@ -83,6 +83,11 @@ def test_only_what_a_parameter_touches_is_stale(own_road: Project) -> None:
     own_road.set_param(r"^  mistake_images: .*$", "  mistake_images: 3")
     status = json.loads(own_road.run("dvc", "status", "--json").stdout)
     assert set(status) == {"evaluate@cnn", "evaluate@vit"}
+    own_road.set_param(r"^  mistake_images: .*$", "  mistake_images: 24")
+    own_road.set_param(
+        r"^    architecture: small_vit\n    learning_rate: .*$", "    architecture: small_vit\n    learning_rate: 0.01"
+    )
+    assert set(json.loads(own_road.run("dvc", "status", "--json").stdout)) == {"train@vit"}
 
 
 def test_the_same_data_stages_give_the_same_bytes(road: Project, tmp_path: Path) -> None:
