@@ -172,10 +172,16 @@ def status(as_json: Json = False) -> None:
     from serving.repository import read_release
     from serving.store import Store
     from visionloop.config import ServeParams, load_section
+    from visionloop.errors import PipelineError
     from visionloop.paths import MODEL_REPOSITORY, RELEASE
 
     release = read_release(MODEL_REPOSITORY) if (MODEL_REPOSITORY / RELEASE).exists() else None
-    running, stale = endpoints.find(), repro.status()
+    running = endpoints.find()
+    stale: list[str] | None
+    try:
+        stale, refused = repro.status(), ""
+    except PipelineError as error:  # a run is under way; the rest can be told all the same
+        stale, refused = None, str(error)
     with Store(load_section(ServeParams).store_url) as store:
         store.create()
         counts, decisions = store.counts(), store.decisions(limit=1)
@@ -189,8 +195,8 @@ def status(as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
         return
-    behind = f"stale: {', '.join(stale)}; `make run` or `dvc repro` brings it up to date"
-    print(f"pipeline   {behind if stale else 'up to date'}")
+    behind = f"stale: {', '.join(stale or [])}; `make run` or `dvc repro` brings it up to date"
+    print(f"pipeline   {refused or (behind if stale else 'up to date')}")
     print(f"model      {f'version {release.champion}, {release.family}, {release.precision}' if release else 'none yet'}")
     if running:
         print(f"endpoint   {running.triton_http} HTTP, {running.triton_grpc} gRPC (process {running.pid})")

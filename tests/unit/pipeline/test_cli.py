@@ -99,3 +99,13 @@ def test_an_empty_folder_is_refused(project: Path) -> None:
 def test_a_misused_command_exits_with_2(project: Path) -> None:
     assert call(project, "predict").returncode == 2
     assert call(project, "simulate", "--count", "0").returncode == 2
+
+
+def test_status_tells_the_rest_where_dvc_cannot_be_asked(project: Path) -> None:
+    done = call(project, "status")
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("pipeline   This folder is no DVC project")
+    assert lines[1].startswith("model      version 1,")
+    assert "decision   none yet" in lines
+    assert json.loads(call(project, "status", "--json").stdout)["stale_stages"] is None
