@@ -9,6 +9,7 @@ Does not cover: what stands around the markers.
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from visionloop.errors import ArtifactError, VisionloopError
 from visionloop.files import write_text
 
 README = Path("README.md")
+DIGITS = Path("benchmarks/results/digits_accuracy.json")
 # Files and folders in the order in which data flow; what is not named follows by name.
 TOP = {
     "dvc.yaml": "The graph of stages, in reading order.",
@@ -74,7 +76,34 @@ def with_figures(text: str, root: Path = Path()) -> str:
     Raises:
         ArtifactError: the pipeline did not run yet.
     """
-    return _between(text, "figures", "\n".join(table.markdown() for table in summary.tables(root)).rstrip())
+    tables = [*summary.tables(root), digits_over_seeds(root)]
+    return _between(text, "figures", "\n".join(table.markdown() for table in tables).rstrip())
+
+
+def digits_over_seeds(root: Path = Path()) -> summary.Table:
+    """What `benchmarks/digits_accuracy.py` measured: one test side of 180 images says little, so over splits and seeds.
+
+    Raises:
+        ArtifactError: the benchmark did not run yet.
+    """
+    path = root / DIGITS
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}); run `python -m benchmarks.digits_accuracy`.") from error
+    rows = found["rows"]
+    splits, seeds = ({row[key] for row in rows} for key in ("split", "seed"))
+    cells = tuple(
+        (
+            words,
+            *(f"{100 * found['summary'][family][key]:.2f} %" for key in ("fp32_mean", "fp32_lowest", "int8_mean")),
+            f"{found['summary'][family]['train_seconds']:.0f}",
+        )
+        for family, words in summary.FAMILIES.items()
+    )
+    heads = ("model", "mean test accuracy", "lowest run", "INT8, mean", "seconds to train, mean")
+    title = f"Digits, {len(splits)} splits x {len(seeds)} seeds"
+    return summary.Table(title, heads, cells, (f"On {found['machine']}; written by `{DIGITS.stem}.py` in `benchmarks/`.",))
 
 
 def _between(text: str, name: str, content: str) -> str:

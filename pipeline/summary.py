@@ -13,7 +13,7 @@ from typing import Any
 from visionloop.errors import ArtifactError
 from visionloop.paths import DEPLOY_REPORT, QUANTIZE_REPORT, SELECT_REPORT, evaluate_report
 
-FAMILIES = ("cnn", "vit")
+FAMILIES = {"cnn": "CNN", "vit": "ViT"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +52,12 @@ def _models(root: Path) -> Table:
     select = _read(root / SELECT_REPORT)
     rows = []
     images = 0
-    for family in FAMILIES:
+    for family, words in FAMILIES.items():
         metrics = _read(root / evaluate_report(family) / "metrics.json")
         images = int(metrics["images"])
         rows.append(
             (
-                family.upper(),
+                words,
                 _percent(metrics["accuracy"]),
                 f"{_percent(metrics['accuracy_low'])} to {_percent(metrics['accuracy_high'])}",
                 f"{metrics['macro_f1']:.3f}",
@@ -67,7 +67,7 @@ def _models(root: Path) -> Table:
             )
         )
     heads = ("model", "test accuracy", "95 % interval", "macro F1", "MB", "ms per image", "")
-    return Table(f"CNN against ViT, {images} test images", heads, tuple(rows), (_text(select["reason"]),))
+    return Table(f"CNN against ViT, {images} test images", heads, tuple(rows), tuple(select["reason"]))
 
 
 def _forms(root: Path) -> Table:
@@ -85,7 +85,7 @@ def _forms(root: Path) -> Table:
         if f"{form}_megabytes" in report
     ]
     heads = ("form", "test accuracy", "MB", "ms per image", "images/s by 32", "")
-    return Table("FP32 against INT8, ONNX Runtime with one thread", heads, tuple(rows), (_text(report["reason"]),))
+    return Table("FP32 against INT8, ONNX Runtime with one thread", heads, tuple(rows), tuple(report["reason"]))
 
 
 def _endpoint(root: Path) -> Table:
@@ -110,7 +110,3 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2f} %"
-
-
-def _text(value: str | list[str]) -> str:
-    return value if isinstance(value, str) else " ".join(value)

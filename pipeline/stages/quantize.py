@@ -57,7 +57,7 @@ def main() -> None:
             "notes": (*card.notes, verdict.reason),
         }
     ).with_files(SHIPPED, (MODEL_ONNX, EMBEDDING_PCA, GOLDEN)).write(SHIPPED)
-    write_json(QUANTIZE_REPORT, {"shipped": verdict.precision, "reason": verdict.reason, **shipped, **figures})
+    write_json(QUANTIZE_REPORT, {"shipped": verdict.precision, "reason": [verdict.reason], **shipped, **figures})
 
     if comparison:
         for name, form in (("FP32", comparison.fp32), ("INT8", comparison.int8)):

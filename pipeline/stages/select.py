@@ -49,7 +49,7 @@ def main() -> None:
             "cnn_minus_vit": round(comparison.difference, 4),
             "cnn_minus_vit_low": round(comparison.low, 4),
             "cnn_minus_vit_high": round(comparison.high, 4),
-            "mcnemar_p": round(comparison.p_value, 6),
+            "mcnemar_p": float(f"{comparison.p_value:.3g}"),
             "cnn_latency_ms": round(cnn.latency_ms, 4),
             "vit_latency_ms": round(vit.latency_ms, 4),
             "cnn_megabytes": round(cnn.megabytes, 4),
