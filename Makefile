@@ -42,6 +42,9 @@ endef
 uv = env UV_HTTP_TIMEOUT=180 $$([ -n "$${UV_DEFAULT_INDEX:-}" ] || $(BIN)/python -m pip config get global.index-url 2>/dev/null \
 	| sed s/^/UV_DEFAULT_INDEX=/) $(BIN)/uv
 
+# uv's list of 270 packages hides what matters; its errors and totals stay.
+unlisted = 2> >(grep -v '^ [+~-] ' >&2)
+
 .PHONY: help run test check setup setup-dev deps lock doctor up monitor simulate status docs format clean
 
 help:  ## print the verbs
@@ -109,16 +112,16 @@ $(BIN)/uv:
 	@rm -f $(VENV)/.installing
 
 $(DEPS):
-	@echo "Installing the project's environment in $(VENV): about 5 GB and a few minutes, once."
+	@echo "Installing the project's environment in $(VENV): about 7 GB, once; downloading takes minutes, compiling one in silence."
 	@$(call make_venv,$(VENV))
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-uv.lock
-	@$(uv) pip install --compile-bytecode --python $(BIN)/python --require-hashes --no-deps -r requirements.lock
+	@$(uv) pip install --compile-bytecode --python $(BIN)/python --require-hashes --no-deps -r requirements.lock $(unlisted)
 	@rm -f $(VENV)/.deps-* $(VENV)/.installing; touch $@
 
 $(DEV): $(DEPS)
 	@echo "Installing the tools for tests and checks in $(VENV)."
 	@$(call make_venv,$(VENV))
-	@$(uv) pip install --compile-bytecode --python $(BIN)/python --require-hashes --no-deps -r requirements-dev.lock
+	@$(uv) pip install --compile-bytecode --python $(BIN)/python --require-hashes --no-deps -r requirements-dev.lock $(unlisted)
 	@rm -f $(VENV)/.dev-* $(VENV)/.installing; touch $@
 
 $(PROJECT): $(DEPS)
@@ -128,5 +131,5 @@ $(PROJECT): $(DEPS)
 $(TRITON): $(DEPS)
 	@echo "Installing the Triton runtime in $(TRITON_VENV)."
 	@$(call make_venv,$(TRITON_VENV))
-	@$(uv) pip install --compile-bytecode --python $(TRITON_VENV)/bin/python --require-hashes --no-deps -r requirements-triton.lock
+	@$(uv) pip install --compile-bytecode --python $(TRITON_VENV)/bin/python --require-hashes --no-deps -r requirements-triton.lock $(unlisted)
 	@rm -f $(TRITON_VENV)/.deps-* $(TRITON_VENV)/.installing; touch $@

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 CHISQUARE = "visionloop_chisquare"
-LEVELS: Mapping[str, float] = {"insufficient": 0, "none": 0, "health": 1, "drift": 2, "harm": 3}
+# From 1 on, because the counter of Evidently's dashboard shows a 0 as "no value".
+LEVELS: Mapping[str, float] = {"insufficient": 1, "none": 1, "health": 2, "drift": 3, "harm": 4}
 STRONGEST_SHOWN = 20.0  # of -log10 p; a gross shift has hundreds and would flatten the rest of the curve
 
 
@@ -117,7 +118,7 @@ def build_snapshot(
     """
     import_evidently()
     from evidently import Dataset, Report
-    from evidently.metrics import MeanValue, QuantileValue, RowCount, UniqueValueCount
+    from evidently.metrics import MeanValue, RowCount, UniqueValueCount
     from evidently.presets import DataDriftPreset
     from evidently.tests import gte
 
@@ -127,12 +128,13 @@ def build_snapshot(
         for name in signal_groups(labels, components)
         if name == CLASS_SIGNAL or (reference[name].notna().any() and current[name].notna().any())
     ]
-    shown = [*signals, LATENCY] if current[LATENCY].notna().any() and reference[LATENCY].notna().any() else signals
+    latency = current[LATENCY].dropna()
     smallest = min(signal.p_value for signal in result.signals)
     values = {
         "level": LEVELS[decision.level],
-        "estimated_accuracy": result.estimated_accuracy,
-        "reference_accuracy": result.reference_accuracy,
+        "estimated_accuracy": None if result.estimated_accuracy is None else 100 * result.estimated_accuracy,
+        "reference_accuracy": None if result.reference_accuracy is None else 100 * result.reference_accuracy,
+        "latency_p99_ms": float(latency.quantile(0.99)) if len(latency) else None,
         "strongest_signal": min(-math.log10(max(smallest, 1e-300)), STRONGEST_SHOWN),
         "alarm_line": -math.log10(result.threshold),
         "rejected_share": result.window.rejected / max(result.window.rows + result.window.rejected, 1),
@@ -149,14 +151,13 @@ def build_snapshot(
                 drift_share=0.5 / len(signals),  # the window counts as drifted when any signal is
             ),
             RowCount(tests=[gte(1)]),  # Evidently's own test compares with the reference's number of rows
-            *([MeanValue(column="confidence", tests=[])] if "confidence" in shown else []),
-            *([QuantileValue(column=LATENCY, quantile=0.99, tests=[])] if LATENCY in shown else []),
+            *([MeanValue(column="confidence", tests=[])] if "confidence" in signals else []),
             UniqueValueCount(column=CLASS_SIGNAL, tests=[]),
         ],
         include_tests=True,
     )
     numbers = Report([MeanValue(column=name) for name in verdict])
-    definition = _definition([name for name in shown if name != CLASS_SIGNAL], [CLASS_SIGNAL])
+    definition = _definition([name for name in signals if name != CLASS_SIGNAL], [CLASS_SIGNAL])
     constants = pd.DataFrame({name: [value] for name, value in verdict.items()})
     when: Mapping[str, Any] = {
         "timestamp": result.window.end,
@@ -175,8 +176,8 @@ def build_snapshot(
         warnings.simplefilter("ignore")
         return (
             report.run(
-                Dataset.from_pandas(current[shown], data_definition=definition),
-                Dataset.from_pandas(reference[shown], data_definition=definition),
+                Dataset.from_pandas(current[signals], data_definition=definition),
+                Dataset.from_pandas(reference[signals], data_definition=definition),
                 **when,
             ),
             numbers.run(Dataset.from_pandas(constants, data_definition=_definition(list(verdict), [])), None, **when),

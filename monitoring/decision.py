@@ -24,8 +24,9 @@ def decide(result: DriftResult, history: Sequence[DriftResult], params: MonitorP
     """Judge a tested window; `history` holds results of earlier windows, in any order, of any version.
 
     In this order:
+    - insufficient: fewer than `min_rows` images were answered or refused. Wait; that is not "no drift".
     - health: values that a healthy server cannot log, or too many refused images. Alert; never retrain on such data.
-    - insufficient: the window is not closed, so nothing was tested. Wait; that is not "no drift".
+    - insufficient again: the window is not closed, so nothing was tested.
     - harm: drift, and either the estimated accuracy is `max_accuracy_drop` or more under the reference and its 95 % interval
       excludes the reference, or 1 of the 2 closed windows before drifted too, each time in the model's own signals. Retrain.
       (A low estimate without drift is said and waited on: chance alone gives one in about 1 of 80 windows of 500, measured,
@@ -37,7 +38,8 @@ def decide(result: DriftResult, history: Sequence[DriftResult], params: MonitorP
     'wait'
     """
     window = result.window
-    if result.health:
+    few = not result.signals and window.rows + window.rejected < params.min_rows
+    if result.health and not few:
         return Decision("alert", _health_reason(result), window.window_id, "health")
     if not result.signals:
         reason = (

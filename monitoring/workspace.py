@@ -166,22 +166,22 @@ def _is_quiet(path: Path) -> bool:
 
 def _dashboard() -> dict[str, Any]:
     """The dashboard as Evidently keeps it in `dashboard.json`; a test reads it with Evidently's own model."""
-    level = "0 none, 1 health, 2 drift, 3 harm"
+    level = "1 none, 2 health, 3 drift, 4 harm"
     panels = [
         _panel("Level of the newest window", "counter", [_series("MeanValue", level, column="level")], size="half"),
-        _panel("Estimated accuracy, newest window", "counter",
+        _panel("Estimated accuracy, newest window, %", "counter",
                [_series("MeanValue", "without labels, by ATC", column="estimated_accuracy")], size="half"),
         _panel(f"Level: {level}", "line", [_series("MeanValue", "level", column="level")], size="half"),
         _panel("Share of drifted signals", "line",
                [_series("DriftedColumnsCount", "share", value_type="share")], size="half"),
-        _panel("Accuracy", "line",
+        _panel("Accuracy, %", "line",
                [_series("MeanValue", "estimated", column="estimated_accuracy"),
                 _series("MeanValue", "reference", column="reference_accuracy")], size="half"),
         _panel("Mean confidence", "line", [_series("MeanValue", "confidence", column="confidence")], size="half"),
         _panel("Strongest signal, -log10 p (drawn up to 20)", "line",
                [_series("MeanValue", "smallest p", column="strongest_signal"),
                 _series("MeanValue", "alarm above", column="alarm_line")], size="half"),
-        _panel("Latency, 99th percentile, ms", "line", [_series("QuantileValue", "p99", column="total_ms")], size="half"),
+        _panel("Latency, 99th percentile, ms", "line", [_series("MeanValue", "p99", column="latency_p99_ms")], size="half"),
         _panel("p-value of each signal", "line", [_series("ValueDrift", "{{column}}")]),
         _panel("Share of refused images", "line", [_series("MeanValue", "refused", column="rejected_share")]),
         _panel("Predicted classes", "bar",

@@ -37,7 +37,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 @app.callback()
 def in_project(context: typer.Context) -> None:
-    """From a folder of images to a monitored Triton endpoint. Exit codes: 0 well, 1 failed, 2 blocked or misused."""
+    """From a folder of images to a monitored Triton endpoint.
+
+    Exit codes: 0 well, 1 failed or refused, 2 blocked by a gate or called with an unknown option.
+    """
     context.obj = Path.cwd()  # what paths on the command line are relative to
     if "--help" not in sys.argv:
         os.chdir(project_root(Path.cwd()))
@@ -78,26 +81,30 @@ def predict(  # noqa: PLR0917 - typer calls it by name
     as_json: Json = False,
 ) -> None:
     """Classify images; a bad one does not stop the rest, and the exit code is 1 at the end."""
+    if offline and (grpc or url):
+        raise ConfigError("--offline asks no server; leave out --grpc and --url.")
     from visionloop.progress import track
 
     files = _image_files([context.obj / path for path in paths])
-    failures = 0
-    if not as_json:
-        print(f"{'label':16} {'probability':>11}  {'prediction id':36}  file")
+    failures, answered = 0, 0
     with _predictor(grpc, offline, url) as ask:
         for path in track(files, "predict") if len(files) > 100 else files:
             try:
                 answer = ask(path.read_bytes())
-            except (ImageError, OSError) as error:
+            except (ImageError, OSError) as refusal:
                 failures += 1
+                error = f"The file cannot be read ({refusal.strerror})." if isinstance(refusal, OSError) else str(refusal)
                 if as_json:
-                    print(json.dumps({"file": str(path), "error": str(error)}, ensure_ascii=False))
+                    print(json.dumps({"file": str(path), "error": error}, ensure_ascii=False))
                 else:
                     print(f"{path}: {error}", file=sys.stderr)
                 continue
             if as_json:
                 print(json.dumps({"file": str(path), **asdict(answer)}, ensure_ascii=False))
             else:
+                if not answered:
+                    print(f"{'label':16} {'probability':>11}  {'prediction id':36}  file")
+                answered += 1
                 print(f"{answer.label:16} {answer.probability:11.4f}  {answer.prediction_id:36}  {path}")
     if failures:
         print(f"{failures} of {len(files)} images were refused.", file=sys.stderr)
@@ -140,6 +147,9 @@ def monitor(
     print(f"{decision.action}: {decision.reason}")
     if page:
         print(f"The page of window {decision.window_id} is {page}")
+    if decision.action == "retrain":
+        print("Under `visionloop up` the hourly monitor starts the retraining; at once: `make run`, or run the deployment")
+        print("retrain/on-drift in Prefect.")
 
 
 @app.command()
@@ -206,7 +216,8 @@ def status(as_json: Json = False) -> None:
     else:
         print("endpoint   does not run; `visionloop up` starts it")
     print(f"store      {', '.join(f'{value:,} {name}' for name, value in counts.items())}")
-    print(f"decision   {f'{decisions[0].action}: {decisions[0].reason}' if decisions else 'none yet'}")
+    last = [f"{found.action} (window {found.window_id}): {found.reason}" for found in decisions]
+    print(f"decision   {last[0] if last else 'none yet'}")
 
 
 def _image_files(paths: list[Path]) -> list[Path]:

@@ -20,7 +20,7 @@ import psutil
 from pipeline import endpoints
 from serving.server import free_port, preconditions
 from visionloop.config import ServeParams, load_params, load_section
-from visionloop.errors import VisionloopError
+from visionloop.errors import ConfigError, VisionloopError
 
 LOCK = Path("requirements.lock")
 # Packages whose exact version was found to matter (docs/troubleshooting.md), and those that most of the work stands on.
@@ -96,7 +96,16 @@ def _pins() -> Iterator[Check]:
 
 
 def _params() -> Iterator[Check]:
-    load_params()
+    params = load_params()
+    if params.collect.source == "folder" and not Path(params.collect.path).is_dir():
+        yield Check(
+            "params", False, f"collect.path is {params.collect.path}, which is no folder; name the folder of your images."
+        )
+        return
+    from visionloop.models import check_buildable
+
+    for family in (params.train.cnn, params.train.vit):
+        check_buildable(family.architecture, (params.preprocess.height, params.preprocess.width), family.options)
     yield Check("params", True, "params.yaml is valid.")
 
 
@@ -132,7 +141,10 @@ def _ports() -> Iterator[Check]:
     if running := endpoints.find():
         yield Check("ports", True, f"The endpoint runs already (process {running.pid}, HTTP {running.triton_http}).", False)
         return
-    serve = load_section(ServeParams)
+    try:
+        serve = load_section(ServeParams)
+    except ConfigError:
+        return  # said under `params`
     wanted = {
         "Triton HTTP": serve.http_port,
         "Triton gRPC": serve.grpc_port,

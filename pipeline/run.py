@@ -26,7 +26,7 @@ from serving.client import Client
 from serving.server import TritonServer
 from serving.store import Store
 from visionloop.config import MonitorParams, ServeParams, load_section
-from visionloop.errors import PipelineError
+from visionloop.errors import MonitoringError, PipelineError
 from visionloop.files import sha256_file, write_json
 from visionloop.paths import CLEANING_PAGE, CONTACT_SHEET, EVALUATE_REPORTS, LOGS, MODEL_REPOSITORY, RUN_SUMMARY, VAR
 
@@ -102,8 +102,10 @@ def show(found: Summary, console: Console) -> None:
     console.print("\n[bold]What to do next[/bold]")
     console.print("  .venv/bin/visionloop up                            the endpoint, Prefect and the drift dashboard, live")
     console.print("  .venv/bin/visionloop predict <image> --offline     ask the deployed model about your own image")
-    console.print("  .venv/bin/dvc metrics show                         every number; `dvc dag` draws the stages")
-    console.print(f"\nThe run took {found.seconds:.0f} s; its summary is {RUN_SUMMARY}.")
+    console.print(
+        "  .venv/bin/dvc metrics show reports/select.json     numbers of a stage; `dvc stage list` names the stages"
+    )
+    console.print(f"\nThe run that built this took {found.seconds:.0f} s; its summary is {RUN_SUMMARY}.")
 
 
 def _check() -> None:
@@ -142,6 +144,10 @@ def _live(console: Console) -> tuple[list[Table], list[str]]:
         console.print(f"Triton answers on {server.http_url} (HTTP) and {server.grpc_url} (gRPC).")
         answers = _ask(server, images)
         asked = len(answers.rows)
+        title, heads = f"Drift, windows of {monitor.window_rows} images", ("window", "decision", "images/s sent")
+        if 2 * len(images) < monitor.window_rows:
+            note = f"Not judged: {len(images)} held-out images would fill a window with repetitions; live traffic will tell."
+            return [answers, Table(title, heads, (), (note,))], []
         with Client(server.http_url) as client:
             for number, (shift, severity) in enumerate(SHIFTS, start=1):
                 # The few images asked above are the first of the first window.
@@ -152,16 +158,20 @@ def _live(console: Console) -> tuple[list[Table], list[str]]:
                     pass
                 rate = count / (time.monotonic() - begin)
                 traffic.wait_until_stored(store, number * monitor.window_rows)
-                watched = watch(
-                    store, monitor, folder=DEMO / "drift", workspace=DEMO / "evidently", alerts=DEMO / "alerts.jsonl"
-                )
-                name = "held-out images" if shift == "none" else f"the same, {shift} {severity}"
+                name = "the reference's own images" if shift == "none" else f"the same, {shift} {severity}"
+                try:
+                    watched = watch(
+                        store, monitor, folder=DEMO / "drift", workspace=DEMO / "evidently", alerts=DEMO / "alerts.jsonl"
+                    )
+                except MonitoringError as error:  # too few held-out images to judge by; all else of the run stands
+                    rows.append((name, "not judged", f"{rate:.0f}"))
+                    reasons.append(str(error))
+                    break
                 rows.append((name, watched.decision.action, f"{rate:.0f}"))
                 reasons.append(f"{name}: {watched.decision.reason}")
                 if watched.page:
                     pages.append(f"{watched.page}: drift, {name}")
-    title = f"Drift, windows of {monitor.window_rows} images"
-    return [answers, Table(title, ("window", "decision", "images/s sent"), tuple(rows), tuple(reasons))], pages
+    return [answers, Table(title, heads, tuple(rows), tuple(reasons))], pages
 
 
 def _ask(server: TritonServer, images: list[traffic.HeldOut]) -> Table:

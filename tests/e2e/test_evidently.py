@@ -246,10 +246,12 @@ def test_a_new_window_shows_in_the_running_ui_with_its_numbers(ui: _Ui) -> None:
         assert {series["filter_index"] for series in found["series"]} == set(range(len(wanted))), panel["title"]
         newest = max(range(2), key=lambda index: str(found["sources"][index]["timestamp"]))
         values = [series["values"][newest] for series in found["series"]]
-        if panel["title"] == "Accuracy":
-            assert values == pytest.approx([judged.result.estimated_accuracy, judged.result.reference_accuracy])
+        if panel["title"] == "Accuracy, %":
+            assert judged.result.estimated_accuracy is not None
+            assert judged.result.reference_accuracy is not None
+            assert values == pytest.approx([100 * judged.result.estimated_accuracy, 100 * judged.result.reference_accuracy])
         if panel["title"].startswith("Level:"):
-            assert values == [3.0]
+            assert values == [4.0]
         if panel["title"] == "p-value of each signal":
             assert len(values) == 26
 

@@ -23,7 +23,7 @@ def test_the_main_job_sums_up_and_a_second_one_changes_nothing(own_road: Project
     assert [row[0] for row in answers] == ["http"] * 3 + ["grpc"] * 3
     assert [row[1:] for row in answers[:3]] == [row[1:] for row in answers[3:]]  # both protocols, one answer
     quiet, shifted = summary["tables"][4]["rows"]
-    assert quiet[:2] == ["held-out images", "wait"]
+    assert quiet[:2] == ["the reference's own images", "wait"]
     assert shifted[0] == "the same, blur 3"
     assert shifted[1] in ("alert", "retrain")
     pages = [page.split(":")[0] for page in summary["pages"] if page.startswith("var/demo/drift")]

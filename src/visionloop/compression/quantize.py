@@ -229,23 +229,14 @@ def judge(comparison: Comparison, *, max_accuracy_drop: float, min_speedup: floa
     """
     drop = comparison.fp32.val_accuracy - comparison.int8.val_accuracy
     lost = f"{drop * 100:.2f} points of accuracy on val" if drop > 0 else "no accuracy on val"
-    speed = (
-        f"here it is {comparison.speedup_batch_1:.2f} and {comparison.speedup_batch_32:.2f} times as fast as FP32 "
-        f"at batch sizes {BATCH_SIZES[0]} and {BATCH_SIZES[1]}, {comparison.speedup:.2f} over both"
-    )
+    # No measured figure: the sentence stands in the card, and the card of an unchanged model must not change.
+    speed = f"{min_speedup:g} x the speed of FP32 over batch sizes {BATCH_SIZES[0]} and {BATCH_SIZES[1]}"
     if drop > max_accuracy_drop + 1e-9:
         return Verdict("fp32", f"FP32 is shipped: INT8 loses {lost}, more than the {max_accuracy_drop * 100:g} allowed.")
     if comparison.speedup < min_speedup or comparison.least_speedup < 0.9 * min_speedup:
-        return Verdict(
-            "fp32",
-            f"FP32 is shipped: INT8 loses {lost}, but {speed}; {min_speedup:g} is asked for over both, "
-            f"and at neither less than {0.9 * min_speedup:g}.",
-        )
-    return Verdict(
-        "int8",
-        f"INT8 is shipped: it loses {lost} ({max_accuracy_drop * 100:g} points allowed), "
-        f"and {speed}; {min_speedup:g} is asked for.",
-    )
+        return Verdict("fp32", f"FP32 is shipped: INT8 loses {lost}, but ran here at less than {speed}.")
+    allowed = f"{max_accuracy_drop * 100:g} points allowed"
+    return Verdict("int8", f"INT8 is shipped: it loses {lost} ({allowed}) and ran here at {speed} or more.")
 
 
 def choose(

@@ -65,6 +65,16 @@ def build(
     return Classifier(architecture, network, mean=mean, std=std, weight_notes=notes)
 
 
+def check_buildable(architecture: str, image_size: tuple[int, int], options: Mapping[str, Option]) -> None:
+    """Build the network without memory for its weights, so that a wrong name, option or size is known before any training.
+
+    Raises:
+        ConfigError: see `build`.
+    """
+    with torch.device("meta"):
+        build(architecture, num_classes=2, image_size=image_size, mean=(0.5,) * 3, std=(0.25,) * 3, options=options)
+
+
 def load_model(folder: Path) -> tuple[Classifier, ModelCard]:
     """Load `model.pt` of a model folder, in eval mode on the CPU, after its hash was checked against the card.
 

@@ -131,8 +131,11 @@ def test_broken_data_alert_and_never_retrain() -> None:
 
 
 def test_broken_data_alert_in_a_window_that_is_too_small_too() -> None:
-    decision = decide(replace(_result(rows=0, health=("300 of 300 images were refused.",)), signals=()), [], PARAMS)
-    assert (decision.action, decision.level) == ("alert", "health")
+    result = replace(_result(rows=0, health=("300 of 300 images were refused.",)), signals=())
+    many = replace(result, window=replace(result.window, rejected=300))
+    assert decide(many, [], PARAMS).level == "health"
+    few = replace(result, window=replace(result.window, rows=12, rejected=PARAMS.min_rows - 13))
+    assert (decide(few, [], PARAMS).action, decide(few, [], PARAMS).level) == ("wait", "insufficient")
 
 
 def test_a_reference_without_labels_still_gives_a_decision() -> None:
