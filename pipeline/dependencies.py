@@ -30,6 +30,8 @@ PACKAGES = {
 # What a stage runs in another process, and therefore does not import.
 OTHER_PROCESS = {"deploy": ("serving.triton.classify", "serving.triton.classifier")}
 STAGES = Path("pipeline/stages")
+# Sections that say where the work runs and never change a result.
+UNDECLARED = {"compute"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def stage_params(stage: str, root: Path = Path()) -> set[str]:
             argument = node.args[0]
             assert isinstance(argument, ast.Name), f"{stage}: load_section takes a class by name"
             sections.add(getattr(config, argument.id).section)
-    return sections
+    return sections - UNDECLARED
 
 
 def differences(root: Path = Path()) -> list[Difference]:

@@ -7,7 +7,7 @@ import functools
 import numpy as np
 
 from pipeline.stages import run_stage
-from visionloop.config import AugmentParams, PreprocessParams, load_section
+from visionloop.config import AugmentParams, ComputeParams, PreprocessParams, load_section
 from visionloop.data.contact_sheet import contact_sheet
 from visionloop.data.executor import make_executor
 from visionloop.data.packing import load_split, pack
@@ -25,7 +25,7 @@ def main() -> None:
     params = load_section(AugmentParams)
     policy = AugmentPolicy.from_params(params)
     rows = read_split(SPLIT)
-    with make_executor(params.workers, len(rows)) as executor:
+    with make_executor(load_section(ComputeParams), len(rows)) as executor:
         meta = pack(
             rows,
             read_images(IMAGES),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.stages import run_stage
-from visionloop.config import CleanParams, load_section
+from visionloop.config import CleanParams, ComputeParams, load_section
 from visionloop.data import cleaning, cleaning_page
 from visionloop.data.executor import make_executor
 from visionloop.data.shards import read_bytes, read_images
@@ -17,7 +17,7 @@ def main() -> None:
     params = load_section(CleanParams)
     max_pixels = int(params.max_megapixels * 1e6)
     images = read_images(IMAGES)
-    with make_executor(params.workers, len(images)) as executor:
+    with make_executor(load_section(ComputeParams), len(images)) as executor:
         measurements = cleaning.measure_all(images, read_bytes(SHARDS, images), executor, max_pixels)
     scores = cleaning.score(images, measurements, params)
     rows = cleaning.judge(images, measurements, scores, params)

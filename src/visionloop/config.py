@@ -44,11 +44,22 @@ class Section(BaseModel):
     section: ClassVar[str]
 
 
+class ComputeParams(Section):
+    """Where the work on single images runs. No stage declares this section: it changes how fast, never what comes out."""
+
+    section: ClassVar[str] = "compute"
+    workers: int = Field(ge=0, le=256, description="processes; 0 means one per core")
+    dask: str | None = Field(description="address of a Dask scheduler, as tcp://host:8786; null for processes here")
+
+
 class CollectParams(Section):
     section: ClassVar[str] = "collect"
-    source: Literal["digits", "folder"] = Field(description="where images come from")
-    path: str = Field(min_length=1, description="the folder of class sub-folders, for source `folder`")
+    source: str = Field(min_length=1, description="a file of `visionloop.data.sources`: digits, folder, csv, archive, ...")
+    path: str = Field(min_length=1, description="the folder that holds what the source reads; DVC watches it")
+    options: dict[str, int | float | str | bool | None] = Field(description="of the source; see docs/sources.md")
+    feedback: bool = Field(description="add the labelled live images of data/feedback")
     images_per_shard: int = Field(ge=1, le=1_000_000, description="rows of one Parquet shard")
+    max_skipped_share: Share = Field(description="more files that cannot be read stop the run")
 
 
 class CleanParams(Section):
@@ -60,7 +71,6 @@ class CleanParams(Section):
     near_duplicate_error: float = Field(ge=0, le=1, description="and confirmed at up to this distance of small copies")
     reject: Annotated[tuple[CleanReason, ...], BeforeValidator(_tuple)] = Field(description="reasons that reject an image")
     max_rejected_share: Share = Field(description="more rejected images than this stop the run")
-    workers: int = Field(ge=0, le=256, description="processes; 0 means one per core")
 
     @model_validator(mode="after")
     def _must_reject(self) -> CleanParams:
@@ -114,7 +124,6 @@ class AugmentParams(Section):
     erasing: Share = Field(description="probability of a grey rectangle")
     contact_sheet_images: int = Field(ge=1, le=64, description="images on reports/augmentation.png")
     seed: Seed = Field(description="of the contact sheet; training draws from its own seed")
-    workers: int = Field(ge=0, le=256, description="processes that decode; 0 means one per core")
 
 
 class FamilyParams(Section):
@@ -238,6 +247,7 @@ class Params(Section):
     """The whole of `params.yaml`, a field per section."""
 
     section: ClassVar[str] = ""
+    compute: ComputeParams
     collect: CollectParams
     clean: CleanParams
     split: SplitParams

@@ -10,6 +10,10 @@ from pathlib import Path
 PARAMS = Path("params.yaml")
 DVC_YAML = Path("dvc.yaml")
 
+# What people give: their images, and what they decided. DVC watches all three; git keeps the decisions.
+DECISIONS = Path("data/decisions.csv")  # keep, drop or relabel by image id, with who and why
+FEEDBACK = Path("data/feedback")  # labelled live images, written by `visionloop feedback pull`
+DOWNLOADS = Path("data/downloads")  # archives by sha256; no dependency, since params pin their content
 # collect
 SHARDS = Path("data/shards")  # <source>/part-<number>-<hash>.parquet: encoded bytes, append-only
 IMAGES = Path("data/images.parquet")  # one row per image of the current data version, without bytes

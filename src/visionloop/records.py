@@ -21,6 +21,8 @@ class ImageRow:
     id: str  # sha256 of the encoded bytes, 64 hexadecimal digits
     label: str
     source: str  # which source brought it: "digits", "folder", ...
+    group: str  # what belongs together beyond this image, as the source says: a patient, a camera; "" where unknown
+    labelled_by: str  # who or what gave the label: "folder", a CSV's column, the person of a feedback; "" where unknown
     path: str  # where that source had it, with "/" between parts
     size_bytes: int
     time: datetime  # UTC; when the source says the image came to be (a file's modification time)
@@ -34,20 +36,35 @@ class CleanRow:
     """One image's measures and verdict. A rejected image is a row with a reason; nothing is deleted."""
 
     id: str
-    label: str
+    label: str  # after decisions
+    given_label: str  # the source's
     path: str
+    source: str
+    group: str
+    time: datetime
     width_pixels: int  # 0 where the image cannot be decoded
     height_pixels: int
     mode: str  # Pillow's mode before conversion: "L", "RGB", "CMYK", ...
     format: str  # "JPEG", "PNG", "WEBP", "BMP"; "" where unknown
+    bit_depth: int  # bits of one channel: 1, 8, 16
+    alpha: bool  # some pixel is not opaque
+    animated: bool  # more than one frame; the first one counts
+    exif_orientation: int  # 1 to 8 as the file says; 1 where it says nothing
     brightness: float  # mean of gray, 0 to 255
     contrast: float  # standard deviation of gray, 0 to 127.5
     sharpness: float  # variance of the Laplacian of gray
+    entropy: float  # of the 64-bin histogram of gray, in bits, 0 to 6
+    colourfulness: float  # Hasler and Suesstrunk (2003); 0 for gray
     perceptual_hash: str  # 16 hexadecimal digits; "" where the image cannot be decoded
     cluster: str  # id of the first image among its exact and near duplicates; its own id when it has none
+    outlier_score: float  # 0 to 1, how far it lies from its neighbours in feature space; 0 where not computed
+    label_quality: float  # 0 to 1, out-of-fold probability of the given label (cleanlab); 1 where not computed
+    suggested_label: str  # the out-of-fold answer where it disputes the label; else ""
+    findings: tuple[str, ...]  # every reason that applies, the gravest first
     verdict: Literal["keep", "reject"]
-    reason: str  # "" when kept without remark; a kept image may carry one ("near_duplicate")
-    detail: str  # a sentence with the numbers behind the reason
+    reason: str  # the first finding, or what a decision says; "" when kept without remark
+    detail: str  # sentences with the numbers behind the findings
+    decided_by: str  # who decided in data/decisions.csv; "" for the machine's verdict
     split_hint: Split | None
 
 
@@ -59,6 +76,7 @@ class SplitRow:
     label: str
     split: Split
     cluster: str
+    fold: int = -1  # of the k-fold assignment of train and val images, from 0; -1 for test images and where k is 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
+from visionloop.config import ComputeParams
 from visionloop.errors import DataError
 
 Item = TypeVar("Item")
@@ -23,13 +24,13 @@ IMAGES_PER_PROCESS = 1000
 IN_FLIGHT = 16  # batches handed out and not yet taken back; enough to keep 8 processes busy
 
 
-def make_executor(workers: int, images: int) -> Executor:
-    """A pool of up to `workers` processes for so many images; 0 means one per core that this process may use.
+def make_executor(params: ComputeParams, images: int) -> Executor:
+    """A pool of up to `params.workers` processes for so many images; 0 means one per core that this process may use.
 
     Processes are spawned, not forked: Arrow and torch hold threads, which a fork would leave locked. One costs about a
     second to start, so for few images the work stays in this process.
     """
-    count = min(workers or len(os.sched_getaffinity(0)), images // IMAGES_PER_PROCESS)
+    count = min(params.workers or len(os.sched_getaffinity(0)), images // IMAGES_PER_PROCESS)
     if count <= 1:
         return ThreadPoolExecutor(1)
     return ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
