@@ -103,7 +103,10 @@ def image_rows(count: int) -> list[tuple[ImageRow, bytes]]:
     rng = np.random.default_rng(1)
     files = [encode_png(rng.integers(0, 256, (6, 5, 3), dtype=np.uint8)) for _ in range(count)]
     return [
-        (ImageRow(sha256_bytes(data), "bee", "folder", "", "folder", f"bee/{i}.png", len(data), WHEN, None, "part-0", i), data)
+        (
+            ImageRow(sha256_bytes(data), "bee", "folder", "", "folder", f"bee/{i}.png", len(data), WHEN, None, "part-0", i),
+            data,
+        )
         for i, data in enumerate(files)
     ]
 
