@@ -9,10 +9,13 @@ Does not cover: crops, mirror images and rotations, which are other pictures to 
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from visionloop.config import CleanParams
+from visionloop.data.thumbs import Thumbs
 from visionloop.preprocess import PixelArray
 
 IntArray = npt.NDArray[np.int64]
@@ -21,30 +24,62 @@ _BANDS, _BAND_BITS = 4, 16
 # Thousands of images can share a band, as product photos on one white ground do. Each is then compared with this many
 # neighbours in the order of the whole hash: equal pictures have equal hashes and stand side by side.
 _NEIGHBOURS = 32
-_CHUNK = 1 << 16
+_CHUNK = 1 << 12
+
+
+@dataclass(frozen=True, slots=True)
+class NearPairs:
+    """Pairs that show the same picture, `first` before `second` in the order of the images searched; each field has [P]."""
+
+    first: IntArray
+    second: IntArray
+    error: npt.NDArray[np.float64]  # see `pixel_error`
+    mirrored: npt.NDArray[np.bool_]  # the one is like the other, flipped left to right
+    bits: IntArray  # of the hashes that differ
 
 
 def near_pairs(
-    hashes: npt.NDArray[np.uint64], thumbs: PixelArray, most_bits: int, most_error: float
-) -> tuple[IntArray, IntArray, npt.NDArray[np.float64]]:
-    """Pairs (i < j) whose hashes differ in at most `most_bits` bits and whose pixels differ by at most `most_error`.
+    hashes: npt.NDArray[np.uint64],
+    mirrored: npt.NDArray[np.uint64],
+    thumbs: Thumbs,
+    usable: IntArray,
+    *,
+    params: CleanParams,
+) -> NearPairs:
+    """Find the pairs among the images at the positions `usable` that show the same picture.
 
     Args:
-        hashes: uint64 [N].
-        thumbs: uint8 [N, S, S, 3].
-        most_bits: 0 to 16.
-        most_error: see `pixel_error`.
+        hashes: uint64 [N], the perceptual hashes of all images.
+        mirrored: uint64 [N], those of their mirror images.
+        thumbs: the small copies of all N.
+        usable: int64 [n], the positions to search, in ascending order.
+        params: how close is close.
 
     Returns:
-        i [P], j [P] and the pixel errors [P], sorted by i, then j.
+        Positions in 0..N-1, sorted by the first, then the second.
     """
-    first, second = _candidates(hashes, most_bits)
+    count = len(usable)
+    both = np.concatenate([hashes[usable], mirrored[usable]])
+    first, second = _candidates(both, params.near_duplicate_hash_bits)
+    # Two mirror images of a pair are the pair again.
+    first, second = first[first < count], second[first < count]
+    flipped = second >= count
+    second = np.where(flipped, second - count, second)
+    keep = first < second
+    first, second, flipped = first[keep], second[keep], flipped[keep]
     errors = np.empty(len(first))
     for start in range(0, len(first), _CHUNK):
         part = slice(start, start + _CHUNK)
-        errors[part] = pixel_error(thumbs[first[part]], thumbs[second[part]])
-    close = errors <= most_error
-    return first[close], second[close], errors[close]
+        left, right = thumbs.read(usable[first[part]]), thumbs.read(usable[second[part]])
+        right = np.where(flipped[part, None, None, None], right[:, :, ::-1], right)
+        errors[part] = pixel_error(left, right)
+    close = np.flatnonzero(errors <= params.near_duplicate_error)
+    order = close[np.lexsort((errors[close], second[close], first[close]))]
+    code = first[order] * max(count, 1) + second[order]
+    order = order[np.diff(code, prepend=-1) > 0]  # the better one of plain and mirrored
+    first, second, flipped = first[order], second[order], flipped[order]
+    bits = hamming(both[first], both[np.where(flipped, second + count, second)])
+    return NearPairs(usable[first], usable[second], errors[order], flipped, bits)
 
 
 def pixel_error(a: PixelArray, b: PixelArray) -> npt.NDArray[np.float64]:

@@ -39,7 +39,7 @@ def perceptual_hashes(gray: npt.NDArray[np.float32]) -> tuple[int, int]:
     and a change of brightness move a few bits. Mirroring an image turns the sign of its odd horizontal terms.
     """
     terms = _DCT @ gray @ _DCT.T
-    return _bits(terms), _bits(np.multiply(terms, _MIRROR, dtype=np.float32))
+    return _bits(terms), _bits((terms * _MIRROR).astype(np.float32))
 
 
 def _bits(terms: npt.NDArray[np.float32]) -> int:
@@ -55,4 +55,4 @@ def _dct_rows() -> npt.NDArray[np.float32]:
 
 
 _DCT = _dct_rows()
-_MIRROR = np.where(np.arange(1, _TERMS + 1) % 2, np.float32(-1), np.float32(1))
+_MIRROR: npt.NDArray[np.float32] = np.array([-1, 1] * (_TERMS // 2), dtype=np.float32)
