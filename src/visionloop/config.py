@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from visionloop.errors import ConfigError
 from visionloop.paths import PARAMS
@@ -37,6 +38,12 @@ def _tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _dask_address(value: str) -> str:
+    if not re.fullmatch(r"(tcp|tls|ucx|wss?)://(\[[0-9a-fA-F:.%]+\]|[\w.-]+):[0-9]{1,5}", value):
+        raise PydanticCustomError("dask_address", "It must be the address of a Dask scheduler, as tcp://host:8786, or null")
+    return value
+
+
 class Section(BaseModel):
     """A section of `params.yaml`: frozen, strict (no "3" for 3), unknown keys refused, NaN and infinity refused."""
 
@@ -49,7 +56,9 @@ class ComputeParams(Section):
 
     section: ClassVar[str] = "compute"
     workers: int = Field(ge=0, le=256, description="processes; 0 means one per core")
-    dask: str | None = Field(description="address of a Dask scheduler, as tcp://host:8786; null for processes here")
+    dask: Annotated[str, AfterValidator(_dask_address)] | None = Field(
+        description="address of a Dask scheduler, as tcp://host:8786; null for processes here"
+    )
 
 
 class CollectParams(Section):
@@ -311,6 +320,22 @@ def parse_params(text: str, name: str = "params.yaml") -> Params:
         raise ConfigError("\n".join(f"{name}: {_sentence(dict(item))}" for item in error.errors())) from None
 
 
+OptionsT = TypeVar("OptionsT", bound=BaseModel)
+
+
+def check_options(kind: type[OptionsT], values: Mapping[str, Any], key: str, name: str = "params.yaml") -> OptionsT:
+    """Check the free-form mapping at `key` against the model of what was chosen there, as the options of a source.
+
+    Raises:
+        ConfigError: naming the key, the value and what is allowed.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        said = (_sentence(dict(item), kind, f"{key}.") for item in error.errors())
+        raise ConfigError("\n".join(f"{name}: {sentence}" for sentence in said)) from None
+
+
 def _read(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_PARAMS_BYTES:
@@ -324,14 +349,14 @@ def _read(path: Path) -> str:
         ) from error
 
 
-def _sentence(item: Mapping[str, Any]) -> str:
+def _sentence(item: Mapping[str, Any], root: type[BaseModel] | None = None, prefix: str = "") -> str:
     location = [str(part) for part in item["loc"]]
-    key = ".".join(location)
+    key = (prefix + ".".join(location)).rstrip(".")
     value = item["input"]
     if item["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
+        known = _known_keys(location[:-1], root or Params)
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"known keys are {', '.join(known)}."
+        hint = f"did you mean '{near[0]}'?" if near else f"known keys are {', '.join(known) or 'none'}."
         return f"unknown key '{key}'; {hint}"
     if item["type"] == "missing":
         return f"'{key}' is missing; add it."
@@ -371,8 +396,7 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _known_keys(location: list[str]) -> list[str]:
-    model: type[BaseModel] = Params
+def _known_keys(location: list[str], model: type[BaseModel]) -> list[str]:
     for part in location:
         field = model.model_fields.get(part)
         if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
