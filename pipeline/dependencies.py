@@ -59,6 +59,7 @@ def stage_modules(stage: str, root: Path = Path()) -> set[str]:
                 continue
             found.add(file)
             waiting.extend(_imports(root / file, name))
+            waiting.extend(_chosen_by_name(root / file, name))
     return found
 
 
@@ -152,6 +153,17 @@ def _imports(file: Path, name: str) -> tuple[str, ...]:
             names.append(base)
             names.extend(f"{base}.{alias.name}" for alias in node.names)  # a sub-module, or a name in the module
     return tuple(name for name in names if name.partition(".")[0] in PACKAGES)
+
+
+@functools.cache
+def _chosen_by_name(file: Path, name: str) -> tuple[str, ...]:
+    """Every module of a package that imports its own modules by name, since any of them may be asked for."""
+    if file.name != "__init__.py":
+        return ()
+    calls = (node.func for node in _executed(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
+    if not any(isinstance(call, ast.Attribute) and call.attr == "import_module" for call in calls):
+        return ()
+    return tuple(f"{name}.{other.stem}" for other in sorted(file.parent.glob("*.py")) if other != file)
 
 
 def _files_of(module: str, root: Path) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Read the source, append what is new to the Parquet shards, list the images of this data version."""
+"""Read the sources, append what is new to the Parquet shards, list the images of this data version."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from pipeline.stages import run_stage
 from visionloop.config import CollectParams, load_section
 from visionloop.data.shards import append
-from visionloop.data.sources import open_source
+from visionloop.data.sources import open_sources
 from visionloop.files import write_json
 from visionloop.paths import COLLECT_REPORT, IMAGES, SHARDS
 
@@ -16,7 +16,7 @@ MAX_NAMES = 200  # of skipped files in the report
 
 def main() -> None:
     params = load_section(CollectParams)
-    summary = append(open_source(params), SHARDS, IMAGES, params.images_per_shard)
+    summary = append(open_sources(params), SHARDS, IMAGES, params.images_per_shard, params.max_skipped_share)
     skipped = [item for item in summary.skipped if item.reason != "hidden"]
     reasons = Counter(item.reason for item in skipped)
     write_json(
@@ -29,6 +29,7 @@ def main() -> None:
             "gone_images": summary.gone_images,
             "shards": summary.shards,
             "new_shards": summary.new_shards,
+            "images_by_source": dict(summary.images_by_source),
             "skipped": len(skipped),
             # DVC shows numbers and leaves lists aside.
             "skipped_by_reason": [{"reason": reason, "count": count} for reason, count in sorted(reasons.items())],

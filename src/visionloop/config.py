@@ -24,11 +24,23 @@ from visionloop.preprocess import Filter, Fit, PreprocessSpec
 
 MAX_PARAMS_BYTES = 1 << 20
 
+# The gravest first: what is no image, what contradicts or repeats another, what shows nothing, what may be wrong.
 CleanReason = Literal[
-    "unreadable", "truncated", "empty", "unsupported_format", "too_large", "too_small", "blank", "exact_duplicate",
-    "conflicting_labels", "near_duplicate",
+    "unreadable", "truncated", "empty", "unsupported_format", "too_large", "too_small", "conflicting_labels",
+    "exact_duplicate", "blank", "suspect_label", "outlier", "near_duplicate", "dark", "bright", "blurred", "low_information",
+    "odd_size", "odd_aspect", "animated",
 ]  # fmt: skip
-_MAY_STAY: tuple[CleanReason, ...] = ("too_small", "blank", "near_duplicate")
+# The first five cannot be decoded; the other two would stand twice in the packed arrays.
+_MUST_REJECT: tuple[CleanReason, ...] = (
+    "unreadable", "truncated", "empty", "unsupported_format", "too_large", "exact_duplicate", "conflicting_labels",
+)  # fmt: skip
+
+# Keys of the section augment that change a single image wherever they are not 0 or false, in the order of their work;
+# `automatic` stands between the geometry and the colours.
+CHANGES = (
+    "horizontal_flip", "vertical_flip", "crop_padding_pixels", "resized_crop", "rotation_degrees", "scale", "shear_degrees",
+    "brightness", "contrast", "saturation", "hue", "blur_pixels", "erasing",
+)  # fmt: skip
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
@@ -79,14 +91,15 @@ class CleanParams(Section):
     near_duplicate_hash_bits: int = Field(ge=0, le=16, description="perceptual hashes this close are candidates")
     near_duplicate_error: float = Field(ge=0, le=1, description="and confirmed at up to this distance of small copies")
     reject: Annotated[tuple[CleanReason, ...], BeforeValidator(_tuple)] = Field(description="reasons that reject an image")
+    outliers: bool = Field(description="look for images that are foreign to the set")
+    suspect_labels: bool = Field(description="look for wrong labels by models that never saw the image")
     max_rejected_share: Share = Field(description="more rejected images than this stop the run")
 
     @model_validator(mode="after")
     def _must_reject(self) -> CleanParams:
-        # The others cannot be decoded, or would stand twice in the packed arrays.
-        missing = [reason for reason in get_args(CleanReason) if reason not in {*_MAY_STAY, *self.reject}]
+        missing = [reason for reason in _MUST_REJECT if reason not in self.reject]
         if missing:
-            raise ValueError(f"reject lacks {', '.join(missing)}; only {', '.join(_MAY_STAY)} may be left out")
+            raise ValueError(f"reject lacks {', '.join(missing)}; {', '.join(_MUST_REJECT)} cannot be learnt from")
         return self
 
 
@@ -123,16 +136,37 @@ class PreprocessParams(Section):
 class AugmentParams(Section):
     section: ClassVar[str] = "augment"
     horizontal_flip: bool = Field(description="mirror half of the images")
+    vertical_flip: bool = Field(description="turn half of the images upside down")
     crop_padding_pixels: int = Field(ge=0, le=128, description="random shift by up to this many pixels")
+    resized_crop: Share = Field(description="random part of at least this share of the area, enlarged; 0 means none")
     padding: Literal["reflect", "edge"] = Field(description="what fills the border that a shift or rotation opens")
     rotation_degrees: float = Field(ge=0, le=180, description="random rotation by up to this angle")
     scale: float = Field(ge=0, lt=1, description="random zoom by up to this share")
+    shear_degrees: float = Field(ge=0, le=60, description="random slant by up to this angle")
+    automatic: Literal["none", "randaugment", "trivialaugment", "augmix"] = Field(description="a policy of a paper")
+    randaugment_operations: int = Field(ge=1, le=8, description="N of RandAugment: operations one after another")
+    randaugment_magnitude: int = Field(ge=0, le=30, description="M of RandAugment")
+    augmix_severity: float = Field(ge=0.1, le=10, description="of AugMix's operations")
     brightness: float = Field(ge=0, lt=1, description="random factor 1 +- this")
     contrast: float = Field(ge=0, lt=1, description="random factor 1 +- this")
     saturation: float = Field(ge=0, lt=1, description="random factor 1 +- this")
+    hue: float = Field(ge=0, le=0.5, description="random turn of the colours by up to this share of the circle")
+    blur_pixels: float = Field(ge=0, le=16, description="half of the images: Gaussian blur of up to this deviation")
     erasing: Share = Field(description="probability of a grey rectangle")
+    mixup: float = Field(ge=0, le=100, description="alpha of MixUp; 0 means none")
+    cutmix: float = Field(ge=0, le=100, description="alpha of CutMix; 0 means none; with both, each takes half")
+    mixed_share: Share = Field(description="share of the training images that are mixed, where mixup or cutmix is on")
+    balance: Literal["none", "sampler", "variants"] = Field(description="how small classes are made to count more")
+    balance_strength: Share = Field(description="0 leaves the classes as they are, 1 makes them equal")
+    max_out_of_range: Share = Field(description="more augmented images outside the data's statistics stop the run")
     contact_sheet_images: int = Field(ge=1, le=64, description="images on reports/augmentation.png")
-    seed: Seed = Field(description="of the contact sheet; training draws from its own seed")
+    seed: Seed = Field(description="of sheets, range check and variants; training draws from its own seed")
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> AugmentParams:
+        if self.balance == "variants" and not (self.automatic != "none" or any(getattr(self, name) for name in CHANGES)):
+            raise ValueError("balance is variants, but nothing here changes an image; turn on a change or set balance: sampler")
+        return self
 
 
 class FamilyParams(Section):
@@ -234,6 +268,8 @@ class ServeParams(Section):
     store_url: str = Field(min_length=1, description="SQLAlchemy URL of the prediction store")
     max_image_megabytes: float = Field(gt=0, le=1000, description="larger images are refused")
     max_image_megapixels: float = Field(gt=0, le=1000)
+    keep_images: Share = Field(description="share of the answered images whose bytes are kept for labelling; 0 keeps none")
+    keep_images_megabytes: float = Field(gt=0, le=10_000_000, description="room for them; the oldest go first")
 
 
 class MonitorParams(Section):

@@ -523,7 +523,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     source = open_source(params.collect.model_copy(update={"source": "folder", "path": str(tmp_path / "raw")}))
     shutil.copy(ROOT / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
-    append(source, paths.SHARDS, paths.IMAGES, 100)
+    append([source], paths.SHARDS, paths.IMAGES, 100)
     rows = [
         SplitRow(row.id, row.label, "test" if index % 2 else "train", row.id)
         for index, row in enumerate(read_images(paths.IMAGES))

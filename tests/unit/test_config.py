@@ -72,7 +72,7 @@ def test_the_shipped_file_is_right_and_a_section_is_read_alone() -> None:
         ("split.test", "-0.1", "'split.test' is -0.1; it must be at least 0."),
         ("split.train", "0.69", "section 'split': train, val and test sum to 0.99; they must sum to 1."),
         ("split.train", "0.9", "section 'split': train, val and test sum to 1.2; they must sum to 1."),
-        ("clean.workers", "10000", "'clean.workers' is 10000; it must be at most 256."),
+        ("compute.workers", "10000", "'compute.workers' is 10000; it must be at most 256."),
         ("augment.horizontal_flip", "yes", "'augment.horizontal_flip' is 'yes'; it must be true or false."),
         ("quantize.max_accuracy_drop", "1.5", "'quantize.max_accuracy_drop' is 1.5; it must be at most 1."),
         ("quantize.operators.vit", "[]", "'quantize.operators.vit' is []; it must not be empty."),
@@ -102,8 +102,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one() -> None:
 def test_a_missing_key_and_a_missing_section_are_named() -> None:
     assert refusal(without("train.epochs")) == "params.yaml: 'train.epochs' is missing; add it."
     assert refusal(without("quantize.operators.vit")) == "params.yaml: 'quantize.operators.vit' is missing; add it."
-    assert refusal("collect: {source: digits, path: x, images_per_shard: 1}\n").startswith(
-        "params.yaml: 'clean' is missing; add it.\nparams.yaml: 'split' is missing; add it.\n"
+    assert refusal("compute: {workers: 0, dask: null}\n").startswith(
+        "params.yaml: 'collect' is missing; add it.\nparams.yaml: 'clean' is missing; add it.\n"
     )
 
 
@@ -117,9 +117,9 @@ def test_each_wrong_value_has_its_line() -> None:
 
 
 def test_a_long_value_is_cut() -> None:
-    sentence = refusal(changed("collect.source", "x" * 500))
-    assert len(sentence) < 170
-    assert sentence.endswith("xxx...; it must be 'digits' or 'folder'.")
+    sentence = refusal(changed("preprocess.fit", "x" * 500))
+    assert len(sentence) < 200
+    assert "xxx...; it must be 'stretch', " in sentence
 
 
 @pytest.mark.parametrize(

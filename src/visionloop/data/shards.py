@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import os
 import shutil
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from visionloop.errors import ArtifactError, DataError
+from visionloop.errors import ArtifactError, DataError, VisionloopError
 from visionloop.files import sha256_bytes, sha256_file, sync_folder
 from visionloop.progress import track
 from visionloop.records import ImageRow
@@ -41,70 +43,135 @@ _DATA = pa.field("data", pa.binary(), nullable=False)
 _COLUMNS = [field for field in schema_of(ImageRow) if field.name not in ("shard", "row")]
 _SCHEMA = pa.schema([*_COLUMNS, _DATA])
 
-Key = tuple[str, str, str]  # id, label, path
-
 
 @dataclass(frozen=True)
 class CollectSummary:
     """What `append` found and wrote."""
 
-    images: int  # that the source has now
+    images: int  # that the sources have now
     classes: int
     bytes: int
     new_images: int  # of these, not in a shard before
-    gone_images: int  # in a shard, no longer in the source
+    gone_images: int  # in a shard, no longer in its source
     shards: int
     new_shards: int
+    images_by_source: tuple[tuple[str, int], ...]
     skipped: tuple[Skipped, ...]
 
 
-def append(source: Source, shards: Path, images: Path, images_per_shard: int) -> CollectSummary:
-    """Write what is new in `source` as new shards below `shards/<source name>`, then the list of present images.
+@dataclass
+class _Collected:
+    """What one source brought."""
 
-    A shard appears whole, so a run that is killed loses the shard it was writing and the next run goes on from there, to the
-    same bytes as an undisturbed one. Shards of sources other than `source` are removed.
+    rows: list[ImageRow]
+    new_images: int
+    gone_images: int
+    shards: int
+    new_shards: int
+
+
+def append(
+    sources: Sequence[Source], shards: Path, images: Path, images_per_shard: int, max_skipped_share: float = 1.0
+) -> CollectSummary:
+    """Write what is new in each source as new shards below `shards/<source name>`, then the list of present images.
+
+    A shard appears whole, so a run that is killed, or whose source fails, loses the shard it was writing and the next run
+    goes on from there, to the same bytes as an undisturbed one. Shards of other sources than these are removed.
 
     Raises:
-        DataError: the source brings no image.
+        DataError: a source brings no readable image, cannot go on, or more than `max_skipped_share` of the files that should
+            be images cannot be read.
         ArtifactError: a shard that stands cannot be read.
     """
-    folder = shards / source.name
-    _tidy(shards, folder)
-    standing = _standing(folder)
-    known = {_key(row): row for row in standing}
-    present: dict[Key, ImageRow | None] = {}
-
-    def fresh() -> Iterator[tuple[str, SourceImage]]:
-        for image in track(source, f"collect {source.name}", len(source)):
-            image_id = sha256_bytes(image.data)
-            key = (image_id, image.label, image.path)
-            if key not in present:
-                present[key] = known.get(key)
-                if key not in known:
-                    yield image_id, image
-
-    stream = fresh()
-    number = 1 + max((int(path.name.split("-")[1]) for path in folder.glob("part-*.parquet")), default=-1)
-    new_rows: list[ImageRow] = []
-    new_shards = 0
-    while (first := next(stream, None)) is not None:
-        rest = itertools.chain([first], stream)
-        new_rows.extend(_write_shard(rest, source.name, folder, number + new_shards, images_per_shard))
-        new_shards += 1
-    if not present:
-        raise DataError(f"The source {source.name} brought no readable image; {len(source.skipped)} files were passed over.")
-    rows = [row for row in present.values() if row is not None] + new_rows
-    rows.sort(key=lambda row: (row.path, row.label, row.id))
+    _tidy(shards, {source.name for source in sources})
+    collected = [_append_one(source, shards / source.name, images_per_shard, max_skipped_share) for source in sources]
+    rows = [row for one in collected for row in one.rows]
+    rows.sort(key=lambda row: (row.path, row.label, row.id, row.source))
     write_rows(images, ImageRow, rows)
     return CollectSummary(
         images=len(rows),
         classes=len({row.label for row in rows}),
         bytes=sum(row.size_bytes for row in rows),
-        new_images=len(new_rows),
-        gone_images=len(known.keys() - present.keys()),
-        shards=len({row.shard for row in standing}) + new_shards,
-        new_shards=new_shards,
-        skipped=tuple(source.skipped),
+        new_images=sum(one.new_images for one in collected),
+        gone_images=sum(one.gone_images for one in collected),
+        shards=sum(one.shards for one in collected),
+        new_shards=sum(one.new_shards for one in collected),
+        images_by_source=tuple((source.name, len(one.rows)) for source, one in zip(sources, collected, strict=True)),
+        skipped=tuple(item for source in sources for item in source.skipped),
+    )
+
+
+def _append_one(source: Source, folder: Path, images_per_shard: int, max_skipped_share: float) -> _Collected:
+    standing = _standing(folder)
+    known = {_key(row.id, row.label, row.path): row for row in standing}
+    present: set[bytes] = set()
+    rows: list[ImageRow] = []
+
+    def fresh() -> Iterator[tuple[str, SourceImage]]:
+        for image in track(_sentences(source, folder), f"collect {source.name}", len(source)):
+            image_id = sha256_bytes(image.data)
+            key = _key(image_id, image.label, image.path)
+            if key in present:
+                continue
+            present.add(key)
+            if key in known:
+                rows.append(_renewed(known[key], image))
+            else:
+                yield image_id, image
+
+    stream = fresh()
+    number = 1 + max((int(path.name.split("-")[1]) for path in folder.glob("part-*.parquet")), default=-1)
+    new_images = new_shards = 0
+    while (first := next(stream, None)) is not None:
+        rest = itertools.chain([first], stream)
+        new_rows = _write_shard(rest, source.name, folder, number + new_shards, images_per_shard)
+        rows.extend(new_rows)
+        new_images += len(new_rows)
+        new_shards += 1
+    _refuse_faults(source, len(rows), max_skipped_share)
+    if not rows:
+        raise DataError(f"The source {source.name} brought no readable image; {len(source.skipped)} files were passed over.")
+    return _Collected(
+        rows, new_images, len(known.keys() - present), len({row.shard for row in standing}) + new_shards, new_shards
+    )
+
+
+def _sentences(source: Source, folder: Path) -> Iterator[SourceImage]:
+    """The images of `source`; what stops it is said in one sentence, with what stays."""
+    count = 0
+    try:
+        for image in source:
+            yield image
+            count += 1
+    except (OSError, VisionloopError) as error:
+        why = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+        shards = len(list(folder.glob("part-*.parquet")))
+        raise DataError(
+            f"The source {source.name} stopped after {count:,} of {len(source):,} images: {why.rstrip('.')}. "
+            f"{shards} whole {'shard stays' if shards == 1 else 'shards stay'}, and the next run goes on from there."
+        ) from error
+
+
+def _renewed(row: ImageRow, image: SourceImage) -> ImageRow:
+    """The row of an image that stands in a shard, with what its source says of it now."""
+    time = image.time if image.time_stated else row.time
+    said = (image.group, image.labelled_by, time, image.split_hint)
+    if said == (row.group, row.labelled_by, row.time, row.split_hint):
+        return row
+    return dataclasses.replace(row, group=image.group, labelled_by=image.labelled_by, time=time, split_hint=image.split_hint)
+
+
+def _refuse_faults(source: Source, images: int, most: float) -> None:
+    """Single bad files are passed over; many are a wrong path, a failing disk or a copy in progress."""
+    faults = [item for item in source.skipped if item.is_fault]
+    if len(faults) <= most * (images + len(faults)):
+        return
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in Counter(item.reason for item in faults).most_common())
+    names = ", ".join(item.path for item in faults[:5])
+    raise DataError(
+        f"The source {source.name} could not read {len(faults):,} of {images + len(faults):,} files ({counts}), more than "
+        f"collect.max_skipped_share = {most:g} allows: {names}{', …' if len(faults) > 5 else ''}. Look at these files, or "
+        "raise the share."
     )
 
 
@@ -159,12 +226,24 @@ def _write_shard(
             tmp,
             _SCHEMA,
             compression={field.name: "none" if field.name == "data" else "zstd" for field in _SCHEMA},
-            use_dictionary=["label", "source", "split_hint"],
+            use_dictionary=["label", "source", "group", "labelled_by", "split_hint"],
             write_statistics=False,
         ) as writer:
             for index, (image_id, image) in enumerate(itertools.islice(stream, most_images)):
                 size = len(image.data)
-                row = ImageRow(image_id, image.label, source, image.path, size, image.time, image.split_hint, "", index)
+                row = ImageRow(
+                    id=image_id,
+                    label=image.label,
+                    source=source,
+                    group=image.group,
+                    labelled_by=image.labelled_by,
+                    path=image.path,
+                    size_bytes=size,
+                    time=image.time,
+                    split_hint=image.split_hint,
+                    shard="",
+                    row=index,
+                )
                 rows.append(row)
                 group.append((row, image.data))
                 group_bytes += size
@@ -184,7 +263,8 @@ def _write_shard(
         sync_folder(folder)
     finally:
         tmp.unlink(missing_ok=True)
-    return [dataclasses.replace(row, shard=f"{folder.name}/{target.name}") for row in rows]
+    shard = f"{folder.name}/{target.name}"
+    return [dataclasses.replace(row, shard=shard) for row in rows]
 
 
 def _write_group(writer: pq.ParquetWriter, group: list[tuple[ImageRow, bytes]]) -> None:
@@ -205,12 +285,12 @@ def _standing(folder: Path) -> list[ImageRow]:
     return rows
 
 
-def _tidy(shards: Path, folder: Path) -> None:
+def _tidy(shards: Path, names: set[str]) -> None:
     """Remove other sources' shards and what a killed run left."""
     for child in shards.iterdir() if shards.is_dir() else ():
-        if child.is_dir() and child != folder:
+        if child.is_dir() and child.name not in names:
             shutil.rmtree(child)
-    for left in folder.glob(".part-*.tmp"):
+    for left in shards.glob("*/.part-*.tmp"):
         left.unlink()
 
 
@@ -235,5 +315,6 @@ def _damaged(path: Path, why: str) -> ArtifactError:
     )
 
 
-def _key(row: ImageRow) -> Key:
-    return row.id, row.label, row.path
+def _key(image_id: str, label: str, path: str) -> bytes:
+    """What makes an image of one source the same image again, in 16 bytes, since a million of these are held."""
+    return hashlib.blake2b("\0".join((image_id, label, path)).encode(), digest_size=16).digest()

@@ -40,7 +40,7 @@ def items(count: int, start: int = 0) -> list[tuple[str, bytes]]:
 
 
 def collect(tmp_path: Path, source: ListSource, per_shard: int = 4) -> CollectSummary:
-    return append(source, tmp_path / "shards", tmp_path / "images.parquet", per_shard)
+    return append([source], tmp_path / "shards", tmp_path / "images.parquet", per_shard)
 
 
 def files(tmp_path: Path) -> dict[str, bytes]:

@@ -12,7 +12,9 @@ import pytest
 from sklearn.datasets import load_digits
 
 from visionloop.config import CollectParams
-from visionloop.data.sources import DigitsSource, FolderSource, open_source
+from visionloop.data.sources import open_source
+from visionloop.data.sources.digits import DigitsSource
+from visionloop.data.sources.folder import FolderSource
 from visionloop.errors import DataError
 from visionloop.preprocess import decode
 
@@ -100,7 +102,7 @@ def test_a_file_that_goes_or_becomes_a_link_does_not_stop_the_run(write: Write, 
 
 
 def test_a_file_over_the_limit_is_passed_over(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("visionloop.data.sources.MAX_FILE_BYTES", 10)
+    monkeypatch.setattr("visionloop.data.sources.base.MAX_FILE_BYTES", 10)
     source = FolderSource(write({"cat/a.jpg": b"0123456789", "cat/b.jpg": b"0123456789a"}))
     assert [image.path for image in source] == ["cat/a.jpg"]
     assert skipped(source) == {"cat/b.jpg": "too_large"}
@@ -131,7 +133,9 @@ def test_class_names_that_mean_something_elsewhere_are_just_names(write: Write) 
 @pytest.mark.parametrize("make", [lambda root: None, lambda root: root.mkdir(), lambda root: root.write_text("")])
 def test_no_folder_no_class_and_no_image_say_what_is_expected(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "raw")
-    params = CollectParams(source="folder", path=str(tmp_path / "raw"), images_per_shard=10)
+    params = CollectParams(
+        source="folder", path=str(tmp_path / "raw"), options={}, feedback=False, images_per_shard=10, max_skipped_share=0.05
+    )
     with pytest.raises(
         DataError, match=r"put images there as <folder>/<class>/\*.jpg, or <folder>/train\|val\|test/<class>"
     ):
