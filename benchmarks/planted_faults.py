@@ -129,16 +129,16 @@ def plant(folder: Path, foreign: Path, target: Path, count: int, rng: Rng) -> Pl
         return name
 
     for index, path in enumerate(chosen):
-        data, label, kind = path.read_bytes(), path.parent.name, kind_of.get(index)
-        if kind is None or kind in PAIRS:
+        data, label, fault = path.read_bytes(), path.parent.name, kind_of.get(index)
+        if fault is None or fault in PAIRS:
             name = put(label, data)
-            if kind is not None:
-                copy = put(label, data if kind == "exact_duplicate" else NEAR[kind](load(data), rng))
-                kinds[copy], originals[copy] = kind, name
-        elif kind == "wrong_label":
-            kinds[put(str(rng.choice([name for name in classes if name != label])), data)] = kind
+            if fault is not None:
+                copy = put(label, data if fault == "exact_duplicate" else NEAR[fault](load(data), rng))
+                kinds[copy], originals[copy] = fault, name
+        elif fault == "wrong_label":
+            kinds[put(str(rng.choice([name for name in classes if name != label])), data)] = fault
         else:
-            kinds[put(label, IN_PLACE[kind](data, rng))] = kind
+            kinds[put(label, IN_PLACE[fault](data, rng))] = fault
     strangers = sorted(foreign.rglob("*.jpg"))
     size = np.median([Image.open(path).size for path in chosen[:200]], axis=0).astype(int)
     for index in rng.choice(len(strangers), round(RATES["foreign"] * total), replace=False):
