@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
+
 from pipeline.stages import run_stage
 from visionloop.config import CleanParams, ComputeParams, load_section
 from visionloop.data import cleaning, cleaning_page
+from visionloop.data.decisions import read_decisions, resolve
 from visionloop.data.executor import make_executor
 from visionloop.data.shards import read_bytes, read_images
+from visionloop.data.thumbs import Thumbs
 from visionloop.files import write_json, write_text
-from visionloop.paths import CLEAN, CLEANING_PAGE, CLEANING_REPORT, IMAGES, SHARDS
+from visionloop.paths import CLEAN, CLEANING_PAGE, CLEANING_REPORT, DECISIONS, IMAGES, SHARDS
+from visionloop.progress import track
 from visionloop.records import CleanRow
 from visionloop.tables import write_rows
 
@@ -17,24 +24,41 @@ def main() -> None:
     params = load_section(CleanParams)
     max_pixels = int(params.max_megapixels * 1e6)
     images = read_images(IMAGES)
-    with make_executor(load_section(ComputeParams), len(images)) as executor:
-        measurements = cleaning.measure_all(images, read_bytes(SHARDS, images), executor, max_pixels)
-    scores = cleaning.score(images, measurements, params)
-    rows = cleaning.judge(images, measurements, scores, params)
-    numbers = cleaning.summary(rows)
+    ids, labels = np.sort(cleaning.image_ids(images)), {image.label for image in images}
+    decisions = resolve(read_decisions(DECISIONS), ids, labels, cleaning.MIN_CLASS_IMAGES, DECISIONS)
+    with Thumbs(len(images), CLEAN.parent) as thumbs:
+        with make_executor(load_section(ComputeParams), len(images)) as executor:
+            measures = cleaning.measure_all(images, read_bytes(SHARDS, images), executor, max_pixels, thumbs)
+        scores = cleaning.score(images, measures, thumbs, decisions, params)
+    judged = cleaning.judge(images, measures, scores, params)
+    numbers = cleaning.summary(judged)
 
-    shown = {index for groups in cleaning_page.chosen(rows).values() for group in groups for index in group}
+    sections = cleaning_page.choose(judged)
+    shown = sorted({index for section in sections for index in section.positions})
     pictures = cleaning_page.pictures(read_bytes(SHARDS, (images[index] for index in shown)), max_pixels)
-    write_text(CLEANING_PAGE, cleaning_page.render(rows, numbers, pictures))
+    write_text(CLEANING_PAGE, cleaning_page.render(judged, numbers, sections, pictures))
     write_json(CLEANING_REPORT, numbers)
-    cleaning.check(rows, params)  # after the page, which says what to mend
-    write_rows(CLEAN, CleanRow, rows)
+    cleaning.check(judged, params)  # after the page, which says what to mend
+    write_rows(CLEAN, CleanRow, track(judged, "judge"))
+    _tell(numbers, scores.doubts.notes, params)
 
+
+def _tell(numbers: Mapping[str, float], notes: tuple[str, ...], params: CleanParams) -> None:
     print(f"{numbers['kept']:,} of {numbers['images']:,} images kept in {numbers['classes']} classes -> {CLEAN}")
     for name, count in numbers.items():
-        if name.startswith("reason_"):
-            reason = name.removeprefix("reason_")
-            print(f"{reason}: {count:,}, {'rejected' if reason in params.reject else 'kept'}; see {CLEANING_PAGE}#{reason}")
+        if name.startswith("finding_"):
+            finding = name.removeprefix("finding_")
+            print(
+                f"{finding}: {count:,}, {'rejected' if finding in params.reject else 'kept'}; see {CLEANING_PAGE}#{finding}"
+            )
+    applied, idle, absent = (numbers[f"decisions_{name}"] for name in ("applied", "without_effect", "of_absent_images"))
+    if applied or idle or absent:
+        print(
+            f"{DECISIONS}: {applied} decisions applied, {idle} without effect (the page says why), {absent} about images "
+            "that are not in the data"
+        )
+    for note in notes:
+        print(note)
 
 
 if __name__ == "__main__":

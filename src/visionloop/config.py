@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -165,7 +165,9 @@ class AugmentParams(Section):
     @model_validator(mode="after")
     def _something_to_do(self) -> AugmentParams:
         if self.balance == "variants" and not (self.automatic != "none" or any(getattr(self, name) for name in CHANGES)):
-            raise ValueError("balance is variants, but nothing here changes an image; turn on a change or set balance: sampler")
+            raise ValueError(
+                "balance is variants, but nothing here changes an image; turn on a change or set balance: sampler"
+            )
         return self
 
 

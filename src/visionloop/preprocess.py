@@ -30,7 +30,7 @@ Filter = Literal["nearest", "box", "bilinear", "bicubic", "lanczos"]
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 _RESAMPLING: dict[str, Image.Resampling] = {name.lower(): value for name, value in Image.Resampling.__members__.items()}
 # Everything that Pillow 13 was seen to raise on damaged files; anything else is a fault of ours and may surface.
-_PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, MemoryError, struct.error, IndexError, OverflowError,
+PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, MemoryError, struct.error, IndexError, OverflowError,
                   Image.DecompressionBombError)  # fmt: skip
 DEFAULT_MAX_PIXELS = 50_000_000  # twice a 24-megapixel photo; Pillow itself only warns up to 179 megapixels
 
@@ -71,6 +71,16 @@ class DecodedImage:
     height_pixels: int
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedImage:
+    """An image as its file stores it: before EXIF orientation and conversion."""
+
+    image: Image.Image
+    format: str
+    width_pixels: int  # as stored; `image` may be smaller where `least_side` was given
+    height_pixels: int
+
+
 def decode(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedImage:
     """Decode JPEG, PNG, WebP (first frame) or BMP bytes to upright RGB.
 
@@ -82,6 +92,20 @@ def decode(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedImage
 
     >>> decode(Path("cat.jpg").read_bytes()).width_pixels
     640
+    """
+    loaded = load(data, max_pixels=max_pixels)
+    rgb = upright_rgb(loaded.image)
+    return DecodedImage(rgb, loaded.format, loaded.image.mode, rgb.width, rgb.height)
+
+
+def load(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, least_side: int = 0) -> LoadedImage:
+    """Read all pixels of encoded bytes, the first half of `decode`; for looking at an image, not for the model.
+
+    With `least_side`, a JPEG comes out at a half, a quarter or an eighth of its size, as long as its longer side keeps so
+    many pixels. The whole file is read all the same, so the faults are those of `decode`.
+
+    Raises:
+        ImageError: see `decode`.
     """
     if not data:
         raise ImageError("empty", "The image has no bytes; send the content of a JPEG, PNG, WebP or BMP file.")
@@ -96,31 +120,45 @@ def decode(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedImage
             raise ImageError(
                 "too_large", "The image says that it has over 178 megapixels, which is never decoded; make it smaller first."
             ) from None
-        except _PILLOW_ERRORS as error:
+        except PILLOW_ERRORS as error:
             if _is_cut_webp(data):
                 raise ImageError("truncated", _CUT_WEBP) from error
             raise ImageError("unreadable", f"The image header cannot be read ({_short(error)}).") from error
-        if image.width * image.height > max_pixels:
+        width, height, file_format = image.width, image.height, image.format or ""
+        if width * height > max_pixels:
             raise ImageError(
                 "too_large",
-                f"The image has {image.width} x {image.height} pixels, more than the limit of "
+                f"The image has {width} x {height} pixels, more than the limit of "
                 f"{max_pixels / 1e6:g} megapixels; make it smaller first.",
             )
-        file_format, mode = image.format or "", image.mode
         try:
             if file_format == "JPEG":
+                factor = max(width, height) // least_side if least_side else 1
+                if factor > 1:
+                    image.draft(None, (max(1, width // factor), max(1, height // factor)))
                 image.load()  # `verify` does nothing for JPEG
             else:
                 # PNG: `verify` checks every chunk's CRC, which `load` skips for all but the pixels.
                 image.verify()
                 image = Image.open(io.BytesIO(data), formats=FORMATS)
                 image.load()
-            upright = _transpose(image)
-            rgb = _to_rgb(upright)
-        except _PILLOW_ERRORS as error:
-            reason = "truncated" if "truncated" in str(error).lower() else "unreadable"
-            raise ImageError(reason, f"The image is damaged ({_short(error)}); export or download it again.") from error
-    return DecodedImage(rgb, file_format, mode, rgb.width, rgb.height)
+        except PILLOW_ERRORS as error:
+            raise _damaged(error) from error
+    return LoadedImage(image, file_format, width, height)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A loaded image in its upright orientation as RGB, the second half of `decode`.
+
+    Raises:
+        ImageError: see `decode`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return _to_rgb(_transpose(image))
+        except PILLOW_ERRORS as error:
+            raise _damaged(error) from error
 
 
 def resize(image: Image.Image, spec: PreprocessSpec) -> PixelArray:
@@ -161,7 +199,7 @@ def encode_png(pixels: PixelArray) -> bytes:
 def _transpose(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except _PILLOW_ERRORS:  # a broken EXIF block says nothing about the pixels
+    except PILLOW_ERRORS:  # a broken EXIF block says nothing about the pixels
         return image
 
 
@@ -174,6 +212,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _damaged(error: BaseException) -> ImageError:
+    reason = "truncated" if "truncated" in str(error).lower() else "unreadable"
+    return ImageError(reason, f"The image is damaged ({_short(error)}); export or download it again.")
 
 
 def _is_cut_webp(data: bytes) -> bool:

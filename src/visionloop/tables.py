@@ -6,8 +6,9 @@ Does not cover: image bytes, which `data/shards.py` streams in row groups.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -19,6 +20,8 @@ from visionloop.errors import ArtifactError
 from visionloop.files import atomic_path
 
 RowT = TypeVar("RowT")
+
+ROW_GROUP_ROWS = 1 << 16  # about 30 MB of the widest rows while they are written
 
 _SIMPLE: Mapping[object, pa.DataType] = {
     str: pa.string(),
@@ -35,15 +38,19 @@ def schema_of(kind: type[Any]) -> pa.Schema:
     return pa.schema([_field(field.name, hints[field.name]) for field in dataclasses.fields(kind)])
 
 
-def write_rows(path: Path, kind: type[RowT], rows: Sequence[RowT], metadata: Mapping[str, str] | None = None) -> None:
-    """Write dataclass rows of one kind to a Parquet file, whole or not at all; `metadata` goes into its schema."""
+def write_rows(path: Path, kind: type[RowT], rows: Iterable[RowT], metadata: Mapping[str, str] | None = None) -> None:
+    """Write dataclass rows of one kind to a Parquet file, whole or not at all; `metadata` goes into its schema.
+
+    Rows are taken a row group at a time, so they may come from a generator that holds none of them.
+    """
     schema = schema_of(kind)
-    columns = [pa.array([getattr(row, field.name) for row in rows], field.type) for field in schema]
-    table = pa.Table.from_arrays(columns, schema=schema)
     if metadata:
-        table = table.replace_schema_metadata(dict(metadata))
-    with atomic_path(path) as tmp:
-        pq.write_table(table, tmp, compression="zstd")
+        schema = schema.with_metadata(dict(metadata))
+    source = iter(rows)
+    with atomic_path(path) as tmp, pq.ParquetWriter(tmp, schema, compression="zstd") as writer:
+        while group := list(itertools.islice(source, ROW_GROUP_ROWS)):
+            columns = [pa.array([getattr(row, field.name) for row in group], field.type) for field in schema]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
 
 
 def read_rows(path: Path, kind: type[RowT]) -> list[RowT]:

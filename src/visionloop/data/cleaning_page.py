@@ -1,67 +1,109 @@
-"""`reports/cleaning.html`: what `clean` found, as one page that opens without a network.
+"""`reports/cleaning.html`: what `clean` found, as one page that opens without a network and collects decisions.
 
-Does not cover: editing. A verdict is changed in the source or in the `clean` section of params.yaml.
+An image stands under its gravest reason, the clearest cases first and every class in turn, `MAX_PICTURES` of a reason at the
+most: 22 reasons then make about 6 MB, however many images there are. Duplicates stand beside their original.
+
+Does not cover: writing `data/decisions.csv`. The page gives the rows; a person appends them and git keeps them.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import jinja2
 import numpy as np
+import numpy.typing as npt
 
+from visionloop.data.cleaning import DECIDED, FINDINGS, Judged, kept_by_class
 from visionloop.errors import ImageError
 from visionloop.preprocess import decode
 from visionloop.records import CleanRow, ImageRow
 
-MAX_PICTURES = 60  # of one reason; keeps the page near a megabyte
+MAX_PICTURES = 60
 MAX_OF_CLUSTER = 8
+MAX_CLASSES = 200
 _SIDE = 96
+_BARS = 40
 
 EXPLANATIONS: Mapping[str, str] = {
+    "decision_keep": "A person keeps them, whatever the machine finds.",
+    "decision_drop": "A person drops them.",
+    "decision_relabel": "A person gave them another label.",
     "unreadable": "The bytes cannot be decoded as an image.",
     "truncated": "The file ends before the picture does; most often a broken download or copy.",
     "empty": "The file has no bytes.",
     "unsupported_format": "An image of a format that is not read here; convert it to JPEG, PNG, WebP or BMP.",
     "too_large": "More pixels than clean.max_megapixels; refused before decoding.",
     "too_small": "A side shorter than clean.min_side_pixels.",
+    "conflicting_labels": "The same bytes in two classes: one label must be wrong, so none is used. Relabel or drop it.",
+    "exact_duplicate": "The same bytes as an image that is kept, which stands first.",
     "blank": "One colour all over, within clean.blank_contrast.",
-    "conflicting_labels": "The same bytes in two classes: one label must be wrong, so none of them is used.",
-    "exact_duplicate": "The same bytes as an image that is kept.",
+    "suspect_label": "Models that never saw the image dispute its label, the surest first. Some are right and merely rare.",
+    "outlier": "Unlike all other images of the set, the farthest first.",
     "near_duplicate": "Looks like another image. Each row is one group of look-alikes, which the split keeps on one side.",
+    "dark": "Hardly a pixel is bright, the darkest first.",
+    "bright": "Hardly a pixel is dark, the brightest first.",
+    "blurred": "Edges far less steep than this set's, the softest first.",
+    "low_information": "Few gray levels, the fewest first.",
+    "odd_size": "Far larger or smaller than this set's images.",
+    "odd_aspect": "Far wider or higher than this set's images.",
+    "animated": "Several frames; the first one is used.",
 }
+assert set(EXPLANATIONS) == {*FINDINGS, *DECIDED.values()}
+_UNDECODED = ("unreadable", "truncated", "empty", "unsupported_format", "too_large")
+
+
+@dataclass(frozen=True)
+class Section:
+    """One reason with the images that the page shows of it: positions in groups, single ones but for duplicates."""
+
+    reason: str
+    count: int
+    groups: list[list[int]]
+
+    @property
+    def positions(self) -> list[int]:
+        """All positions, group after group."""
+        return [index for group in self.groups for index in group]
 
 
 @dataclass(frozen=True)
 class Card:
-    """A row of the report with its picture, a data URI, or "" where there is none."""
+    """A row of the report with its picture, a data URI, or "" where there is none, and what may be decided about it."""
 
     row: CleanRow
     picture: str
+    buttons: tuple[str, ...]
 
 
-def chosen(rows: Sequence[CleanRow]) -> dict[str, list[list[int]]]:
-    """Which rows the page shows: for each reason groups of positions, single ones but for near duplicates."""
-    groups: dict[str, list[list[int]]] = {}
-    members: dict[str, list[int]] = {}
-    for index, row in enumerate(rows):
-        members.setdefault(row.cluster, []).append(index)
-    shown_clusters: set[str] = set()
-    for index, row in enumerate(rows):
-        found = groups.setdefault(row.reason, []) if row.reason else []
-        if sum(map(len, found)) >= MAX_PICTURES:
-            continue
-        if row.reason != "near_duplicate":
-            found.append([index])
-        elif row.cluster not in shown_clusters:
-            shown_clusters.add(row.cluster)
-            unique = {rows[other].id: other for other in reversed(members[row.cluster])}
-            found.append(sorted(unique.values())[:MAX_OF_CLUSTER])
-    return {reason: groups[reason] for reason in EXPLANATIONS if reason in groups}
+@dataclass(frozen=True)
+class Histogram:
+    """How one number is spread over the decoded images: bars of those kept, those rejected on top; 0 to 100 each."""
+
+    title: str
+    kept: str  # an SVG path
+    rejected: str
+    low: str
+    median: str
+    high: str
+
+
+def choose(judged: Judged) -> list[Section]:
+    """Which images the page shows, by reason, in the order of `EXPLANATIONS`."""
+    scores = judged.scores
+    remarked = np.union1d(np.flatnonzero(scores.findings), np.array(sorted(scores.decided), dtype=np.int64)).tolist()
+    by_reason: dict[str, list[int]] = {}
+    for index in remarked:
+        if reason := judged.reason(index):
+            by_reason.setdefault(reason, []).append(index)
+    return [
+        Section(reason, len(by_reason[reason]), _groups(judged, reason, by_reason[reason]))
+        for reason in EXPLANATIONS
+        if reason in by_reason
+    ]
 
 
 def pictures(encoded: Iterable[tuple[ImageRow, bytes]], max_pixels: int) -> dict[str, str]:
@@ -81,30 +123,87 @@ def pictures(encoded: Iterable[tuple[ImageRow, bytes]], max_pixels: int) -> dict
     return found
 
 
-def render(rows: Sequence[CleanRow], numbers: Mapping[str, float], images: Mapping[str, str]) -> str:
+def render(judged: Judged, numbers: Mapping[str, float], sections: Sequence[Section], images: Mapping[str, str]) -> str:
     """The page as HTML. Names and labels are escaped; `images` are data URIs by image id."""
-    counts = Counter(row.reason for row in rows)
-    rejecting = {row.reason for row in rows if row.verdict == "reject"}
-    sections = [
+    shown = [
         {
-            "name": reason,
-            "title": reason.replace("_", " "),
-            "why": EXPLANATIONS[reason],
-            "count": counts[reason],
-            "rejected": reason in rejecting,
-            "groups": [[Card(rows[index], images.get(rows[index].id, "")) for index in group] for group in groups],
-            "shown": len(groups),
+            "name": section.reason,
+            "title": section.reason.replace("_", " "),
+            "why": EXPLANATIONS[section.reason],
+            "count": section.count,
+            "rejected": section.reason == "decision_drop" or section.reason in judged.params.reject,
+            "groups": [[_card(judged, index, section.reason, images) for index in group] for group in section.groups],
+            "shown": sum(judged.reason(index) == section.reason for index in section.positions),
         }
-        for reason, groups in chosen(rows).items()
+        for section in sections
     ]
     return _template().render(
-        rows=rows, numbers=numbers, sections=sections, classes=_classes(rows), measures=_measures(rows)
+        numbers=numbers,
+        notes=judged.scores.doubts.notes,
+        sections=shown,
+        classes=_classes(judged),
+        labels=judged.scores.classes,
+        histograms=_histograms(judged),
+        most_classes=MAX_CLASSES,
     )
 
 
-def _classes(rows: Sequence[CleanRow]) -> list[dict[str, object]]:
-    kept = Counter(row.label for row in rows if row.verdict == "keep")
-    every = Counter(row.label for row in rows)
+def _groups(judged: Judged, reason: str, positions: list[int]) -> list[list[int]]:
+    ordered = _in_turn(judged, _clearest_first(judged, reason, positions))
+    if reason not in ("near_duplicate", "exact_duplicate"):
+        return [[index] for index in ordered[:MAX_PICTURES]]
+    head_of = judged.scores.near.cluster if reason == "near_duplicate" else judged.scores.original
+    members: dict[int, list[int]] = {}
+    for index in ordered:
+        members.setdefault(int(head_of[index]), []).append(index)
+    groups: list[list[int]] = []
+    room = MAX_PICTURES
+    for head, found in members.items():
+        group = [head, *sorted(found)][: min(MAX_OF_CLUSTER, room)]
+        if len(group) < 2:
+            break
+        groups.append(group)
+        room -= len(group)
+    return groups
+
+
+def _clearest_first(judged: Judged, reason: str, positions: list[int]) -> list[int]:
+    m, s = judged.measures, judged.scores
+    key: Mapping[str, npt.NDArray[np.generic]] = {
+        "suspect_label": s.doubts.label_quality, "outlier": -s.doubts.outlier_score, "near_duplicate": s.near.error,
+        "dark": m.brightness, "bright": -m.brightness, "blurred": s.blur, "low_information": m.entropy,
+    }  # fmt: skip
+    if reason not in key:
+        return positions
+    found = np.array(positions, dtype=np.int64)
+    return [int(index) for index in found[np.argsort(key[reason][found], kind="stable")]]
+
+
+def _in_turn(judged: Judged, positions: list[int]) -> list[int]:
+    """One of each class, then the second of each: a filter by class then always shows something."""
+    seen: dict[int, int] = {}
+    turn = []
+    for index in positions:
+        label = int(judged.scores.label[index])
+        turn.append(seen.get(label, 0))
+        seen[label] = turn[-1] + 1
+    return [positions[place] for place in np.argsort(turn, kind="stable").tolist()]
+
+
+def _card(judged: Judged, index: int, reason: str, images: Mapping[str, str]) -> Card:
+    row = judged[index]
+    buttons: tuple[str, ...] = ("keep", "drop", "relabel")
+    if row.decided_by or row.reason in _UNDECODED or (reason == "exact_duplicate" and row.reason == reason):
+        buttons = ()  # a copy has the id of its original
+    elif row.reason == "conflicting_labels":
+        buttons = ("drop", "relabel")
+    return Card(row, images.get(row.id, ""), buttons)
+
+
+def _classes(judged: Judged) -> list[dict[str, object]]:
+    kept = kept_by_class(judged)
+    classes = judged.scores.classes
+    every = dict(zip(classes, np.bincount(judged.scores.label, minlength=len(classes)).tolist(), strict=True))
     most = max(every.values(), default=1)
     return [
         {
@@ -115,26 +214,49 @@ def _classes(rows: Sequence[CleanRow]) -> list[dict[str, object]]:
             "kept_percent": 100 * kept[label] / most,
             "rejected_percent": 100 * (every[label] - kept[label]) / most,
         }
-        for label in sorted(every)
+        for label in classes[:MAX_CLASSES]
     ]
 
 
-def _measures(rows: Sequence[CleanRow]) -> list[tuple[str, list[str]]]:
-    kept = [row for row in rows if row.verdict == "keep"]
-    if not kept:
+def _histograms(judged: Judged) -> list[Histogram]:
+    m = judged.measures
+    decoded = m.width_pixels > 0
+    if not decoded.any():
         return []
-    titles = {
-        "width_pixels": "width, pixels",
-        "height_pixels": "height, pixels",
-        "brightness": "brightness, mean gray 0 to 255",
-        "contrast": "contrast, standard deviation of gray",
-        "sharpness": "sharpness, variance of the Laplacian",
-    }
-    table = []
-    for name, title in titles.items():
-        values = np.quantile([getattr(row, name) for row in kept], (0, 0.05, 0.5, 0.95, 1))
-        table.append((title, [f"{value:,.0f}" if value >= 100 else f"{value:.4g}" for value in values]))
-    return table
+    wide, high = m.width_pixels.astype(np.float64), m.height_pixels.astype(np.float64)
+    spread: list[tuple[str, npt.NDArray[np.float64], bool]] = [
+        ("brightness, mean gray 0 to 255", m.brightness.astype(np.float64), False),
+        ("contrast, standard deviation of gray", m.contrast.astype(np.float64), False),
+        ("sharpness, variance of the Laplacian", m.sharpness.astype(np.float64), True),
+        ("edges, deviations from the median", judged.scores.blur.astype(np.float64), False),
+        ("entropy of gray, bits", m.entropy.astype(np.float64), False),
+        ("colourfulness, 0 is gray", m.colourfulness.astype(np.float64), False),
+        ("size, pixels a side", np.sqrt(wide * high), True),
+        ("width by height", wide / np.maximum(high, 1), True),
+    ]
+    return [_histogram(title, values[decoded], judged.kept[decoded], log) for title, values, log in spread]
+
+
+def _histogram(title: str, values: npt.NDArray[np.float64], kept: npt.NDArray[np.bool_], log: bool) -> Histogram:
+    scaled = np.log(np.maximum(values, 1e-2)) if log else values
+    low, high = float(scaled.min()), float(scaled.max())
+    if high <= low:
+        low, high = low - 0.5, high + 0.5
+    stays, _ = np.histogram(scaled[kept], _BARS, (low, high))
+    goes, _ = np.histogram(scaled[~kept], _BARS, (low, high))
+    top = max(int((stays + goes).max()), 1)
+    base = 100 * stays / top
+    marks = [f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}" for value in np.quantile(values, (0, 0.5, 1))]
+    return Histogram(title, _bars(np.zeros(_BARS), base), _bars(base, 100 * goes / top), *marks)
+
+
+def _bars(base: npt.NDArray[np.float64], height: npt.NDArray[np.float64]) -> str:
+    # A bar of one image among thousands is drawn two hundredths high, so that it can be seen.
+    return "".join(
+        f"M{5 * place} {100 - below:.1f}v{-max(tall, 2):.1f}h4v{max(tall, 2):.1f}z"
+        for place, (below, tall) in enumerate(zip(base.tolist(), height.tolist(), strict=True))
+        if tall > 0
+    )
 
 
 def _template() -> jinja2.Template:
@@ -146,16 +268,19 @@ _PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <title>Cleaning: {{ numbers.kept }} of {{ numbers.images }} images kept</title>
 <style>
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --paper: #ffffff; --card: #f3f5f8; --line: #dbe0e7;
-  --keep: #2f7d5b; --reject: #b3452f; }
+  --keep: #2f7d5b; --reject: #b3452f; --chosen: #2b62b8; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e8ee; --soft: #9aa5b4; --paper: #14181e; --card: #1f252d;
-  --line: #333c48; --keep: #4fae86; --reject: #e07a61; } }
-body { margin: 2rem auto; max-width: 72rem; padding: 0 1.5rem; background: var(--paper); color: var(--ink);
+  --line: #333c48; --keep: #4fae86; --reject: #e07a61; --chosen: #82aaff; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 76rem; padding: 1.5rem 1rem 3rem; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; margin: 0 0 1rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .3rem; }
-p { margin: .2rem 0 .8rem; color: var(--soft); }
+p { margin: .2rem 0 .8rem; color: var(--soft); } [hidden] { display: none !important; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid var(--line);
   font-variant-numeric: tabular-nums; }
@@ -165,18 +290,34 @@ td.bar { width: 45%; } .bar div { display: flex; height: .7rem; }
 .tiles { display: flex; flex-wrap: wrap; gap: .8rem; }
 .tiles div { background: var(--card); border-radius: .5rem; padding: .6rem 1rem; min-width: 7rem; color: var(--soft); }
 .tiles strong { display: block; font-size: 1.35rem; color: var(--ink); font-variant-numeric: tabular-nums; }
+.spreads { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem; }
+.spreads figure { padding: .6rem .8rem; } .spreads svg { display: block; width: 100%; height: 4.5rem; }
+.spreads .kept { fill: var(--keep); } .spreads .gone { fill: var(--reject); }
+.marks { display: flex; justify-content: space-between; color: var(--soft); font-variant-numeric: tabular-nums; }
 .badge { font-size: .8rem; font-weight: 500; padding: .1rem .5rem; border-radius: 1rem; color: var(--paper);
   background: var(--keep); vertical-align: .1rem; } .badge.reject { background: var(--reject); }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: .7rem; }
-.group { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: .7rem; grid-column: 1 / -1;
-  border-left: 3px solid var(--line); padding-left: .7rem; }
-figure { margin: 0; background: var(--card); border-radius: .5rem; padding: .6rem; font-size: .8rem; line-height: 1.35; }
-figure img, figure .none { display: block; width: 96px; height: 96px; object-fit: contain; margin: 0 auto .4rem;
-  image-rendering: auto; }
+.bars { position: sticky; top: 0; z-index: 2; background: var(--paper); border-bottom: 1px solid var(--line);
+  margin: 1.6rem -1rem 0; padding: .5rem 1rem; display: flex; flex-wrap: wrap; gap: .4rem .8rem; align-items: center; }
+.bars label { color: var(--soft); } .bars select { max-width: 14rem; }
+.cards, .group { display: grid; grid-template-columns: repeat(auto-fill, minmax(11.5rem, 1fr)); gap: .7rem; }
+.group { grid-column: 1 / -1; border-left: 3px solid var(--line); padding-left: .7rem; }
+figure { margin: 0; background: var(--card); border-radius: .5rem; padding: .6rem; font-size: .8rem; line-height: 1.35;
+  border: 2px solid transparent; }
+figure.decided { border-color: var(--chosen); }
+figure > img, figure .none { display: block; width: 96px; height: 96px; object-fit: contain; margin: 0 auto .4rem; }
 figure img.tiny { image-rendering: pixelated; }
-figure .none { display: grid; place-items: center; border: 1px dashed var(--line); color: var(--soft);
-  box-sizing: border-box; }
+figure .none { display: grid; place-items: center; border: 1px dashed var(--line); color: var(--soft); }
 figcaption { overflow-wrap: anywhere; } figcaption span { color: var(--soft); display: block; }
+figcaption span.said { color: var(--ink); }
+.choice { display: flex; flex-wrap: wrap; gap: .3rem; margin-top: .4rem; }
+button, select, input, textarea { font: inherit; color: var(--ink); background: var(--paper); border: 1px solid var(--line);
+  border-radius: .35rem; padding: .15rem .5rem; max-width: 100%; }
+button { cursor: pointer; min-height: 1.9rem; } button[aria-pressed=true] { background: var(--chosen); color: var(--paper); }
+.choice input { width: 100%; }
+#tray { position: sticky; bottom: 0; z-index: 2; background: var(--card); border-top: 2px solid var(--chosen);
+  margin: 2rem -1rem 0; padding: .7rem 1rem; display: grid; gap: .5rem; }
+#tray div { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; } #tray p { margin: 0; }
+#tray textarea { width: 100%; height: 4.6rem; font: .78rem/1.4 ui-monospace, monospace; white-space: pre; }
 </style>
 </head>
 <body>
@@ -187,9 +328,25 @@ figcaption { overflow-wrap: anywhere; } figcaption span { color: var(--soft); di
 <div><strong>{{ "{:,}".format(numbers.rejected) }}</strong>rejected, {{ "%.1f" % (100 * numbers.rejected_share) }} %</div>
 <div><strong>{{ numbers.classes }}</strong>classes</div>
 <div><strong>{{ "{:,}".format(numbers.near_duplicate_clusters) }}</strong>groups of look-alikes</div>
+{% if numbers.decisions_applied or numbers.decisions_without_effect or numbers.decisions_of_absent_images %}
+<div><strong>{{ "{:,}".format(numbers.decisions_applied) }}</strong>decisions applied
+{% if numbers.decisions_without_effect %}
+<br>{{ numbers.decisions_without_effect }} without effect
+{% endif %}
+{% if numbers.decisions_of_absent_images %}
+<br>{{ numbers.decisions_of_absent_images }} about absent images
+{% endif %}
 </div>
+{% endif %}
+</div>
+{% for note in notes %}
+<p>{{ note }}</p>
+{% endfor %}
 
 <h2>Classes</h2>
+{% if labels|length > most_classes %}
+<p>The first {{ most_classes }} of {{ labels|length }}.</p>
+{% endif %}
 <table>
 <tr><th>class</th><th>images</th><th>kept</th><th>rejected</th><th></th></tr>
 {% for one in classes %}
@@ -199,49 +356,184 @@ figcaption { overflow-wrap: anywhere; } figcaption span { color: var(--soft); di
 {% endfor %}
 </table>
 
-{% if measures %}
-<h2>Kept images in numbers</h2>
-<table>
-<tr><th></th><th>least</th><th>5 %</th><th>median</th><th>95 %</th><th>most</th></tr>
-{% for title, values in measures %}
-<tr><td>{{ title }}</td>{% for value in values %}<td>{{ value }}</td>{% endfor %}</tr>
+{% if histograms %}
+<h2>The images in numbers</h2>
+<p>Each bar counts images, those kept below and those rejected on top; below it the least, the median and the most.</p>
+<div class="spreads">
+{% for one in histograms %}
+<figure><figcaption>{{ one.title }}</figcaption>
+<svg viewBox="0 0 200 100" preserveAspectRatio="none" role="img"
+ aria-label="{{ one.title }}: {{ one.low }} to {{ one.high }}">
+<path class="kept" d="{{ one.kept }}"/><path class="gone" d="{{ one.rejected }}"/></svg>
+<div class="marks"><span>{{ one.low }}</span><span>{{ one.median }}</span><span>{{ one.high }}</span></div></figure>
 {% endfor %}
-</table>
+</div>
 {% endif %}
 
 {% if not sections %}
 <h2>No remarks</h2>
 <p>Every image can be used, and none resembles another.</p>
+{% else %}
+<div class="bars">
+<label>Class <select id="by-class"><option value="">all</option>
+{% for label in labels %}<option>{{ label }}</option>{% endfor %}</select></label>
+<label>Reason <select id="by-reason"><option value="">all</option>
+{% for section in sections %}<option value="{{ section.name }}">{{ section.title }}, {{ section.count }}</option>
+{% endfor %}</select></label>
+<span id="shown"></span>
+</div>
 {% endif %}
 {% for section in sections %}
-<h2 id="{{ section.name }}">{{ section.title }}, {{ section.count }}
+<section data-reason="{{ section.name }}">
+<h2 id="{{ section.name }}">{{ section.title }}, {{ "{:,}".format(section.count) }}
 <span class="badge{{ " reject" if section.rejected }}">{{ "rejected" if section.rejected else "kept" }}</span></h2>
-<p>{{ section.why }}{% if section.name != "near_duplicate" and section.shown < section.count %}
- The first {{ section.shown }} are shown; all stand in data/clean.parquet.{% endif %}</p>
+<p>{{ section.why }}{% if section.shown < section.count %}
+ {{ section.shown }} are shown; all stand in data/clean.parquet.{% endif %}</p>
 <div class="cards">
 {% for group in section.groups %}
 {% if group|length > 1 %}<div class="group">{% endif %}
 {% for card in group %}
-<figure>
+<figure data-id="{{ card.row.id[:16] }}" data-label="{{ card.row.label }}" data-given="{{ card.row.given_label }}">
 {% if card.picture %}
 <img src="{{ card.picture }}" alt="{{ card.row.label }}"{% if card.row.width_pixels <= 32 %} class="tiny"{% endif %}>
 {% else %}
 <div class="none">no picture</div>
 {% endif %}
 <figcaption><strong>{{ card.row.label }}</strong> {{ card.row.path }}
+{% if card.row.detail %}<span class="said">{{ card.row.detail }}</span>{% endif %}
 {% if card.row.width_pixels %}
 <span>{{ card.row.width_pixels }} x {{ card.row.height_pixels }} {{ card.row.format }} {{ card.row.mode }}, brightness
-{{ "%.0f" % card.row.brightness }}, contrast {{ "%.1f" % card.row.contrast }},
-sharpness {{ "%.0f" % card.row.sharpness }}</span>
+{{ "%.0f" % card.row.brightness }}, contrast {{ "%.1f" % card.row.contrast }}, sharpness {{ "%.0f" % card.row.sharpness }},
+entropy {{ "%.1f" % card.row.entropy }}, colourfulness {{ "%.0f" % card.row.colourfulness }}</span>
 {% endif %}
-{% if card.row.detail %}<span>{{ card.row.detail }}</span>{% endif %}
+<span>{{ card.row.id[:16] }}</span>
 </figcaption>
+{% if card.buttons %}
+<div class="choice">
+{% for button in card.buttons %}
+<button type="button" data-verb="{{ button }}" aria-pressed="false">{{ button }}</button>
+{% endfor %}
+{% if card.row.suggested_label %}
+<button type="button" data-verb="relabel" data-to="{{ card.row.suggested_label }}" aria-pressed="false">
+it is {{ card.row.suggested_label }}</button>
+{% endif %}
+<input list="labels" placeholder="right label" aria-label="right label of {{ card.row.path }}" hidden>
+</div>
+{% endif %}
 </figure>
 {% endfor %}
 {% if group|length > 1 %}</div>{% endif %}
 {% endfor %}
 </div>
+</section>
 {% endfor %}
+<datalist id="labels">{% for label in labels %}<option value="{{ label }}"></option>{% endfor %}</datalist>
+<div id="tray" hidden>
+<div><strong id="count"></strong>
+<label>who <input id="who" size="14" placeholder="your name"></label>
+<label>why <input id="why" size="24" placeholder="for all of them, may be empty"></label>
+<button type="button" id="copy">copy</button><button type="button" id="download">download</button></div>
+<textarea id="rows" readonly aria-label="rows for data/decisions.csv"></textarea>
+<p id="hint"></p>
+</div>
+<script>
+"use strict";
+const find = (id) => document.getElementById(id);
+const figures = [...document.querySelectorAll("figure[data-id]")];
+const decisions = new Map();
+let saved = true;
+
+function filter() {
+  const label = find("by-class").value, reason = find("by-reason").value;
+  let shown = 0;
+  for (const figure of figures) {
+    const hit = (!label || figure.dataset.label === label || figure.dataset.given === label);
+    figure.dataset.hit = hit ? "1" : "";
+  }
+  for (const figure of figures) {
+    const group = figure.closest(".group");  // a look-alike is shown with its whole group
+    const hit = group ? [...group.children].some((one) => one.dataset.hit) : figure.dataset.hit;
+    figure.hidden = !hit;
+  }
+  for (const section of document.querySelectorAll("section[data-reason]")) {
+    const visible = section.querySelectorAll("figure[data-id]:not([hidden])").length;
+    section.hidden = (reason && section.dataset.reason !== reason) || !visible;
+    if (!section.hidden) shown += visible;
+  }
+  for (const group of document.querySelectorAll(".group")) group.hidden = !group.querySelector("figure:not([hidden])");
+  find("shown").textContent = shown + (shown === 1 ? " picture" : " pictures");
+}
+
+function cell(text) {  // a spreadsheet runs what starts with these; decisions.csv is read without the quote
+  const safe = /^[=+@-]/.test(text) ? "'" + text : text;
+  return /[",;\\r\\n]|^\\s|\\s$/.test(safe) ? '"' + safe.replaceAll('"', '""') + '"' : safe;
+}
+
+function show() {
+  const who = find("who").value.trim(), why = find("why").value.trim();
+  for (const figure of figures) {
+    const made = decisions.get(figure.dataset.id);
+    figure.classList.toggle("decided", Boolean(made));
+    for (const button of figure.querySelectorAll("button[data-verb]")) {
+      const same = made && made.verb === button.dataset.verb &&
+        (button.dataset.verb !== "relabel" || (button.dataset.to ? button.dataset.to === made.label : true));
+      button.setAttribute("aria-pressed", String(Boolean(same)));
+    }
+  }
+  const ready = [...decisions].filter(([, made]) => made.verb !== "relabel" || made.label);
+  find("tray").hidden = !decisions.size;
+  find("count").textContent = ready.length + (ready.length === 1 ? " decision" : " decisions");
+  find("rows").value = ready.map(([id, made]) => [id, made.verb, made.label, who, why].map(cell).join(",") + "\\n").join("");
+  const can = Boolean(who && ready.length);
+  find("copy").disabled = find("download").disabled = !can;
+  find("hint").textContent = !who ? "Write who decides; then copy or download the rows." :
+    "Append these rows to data/decisions.csv and run dvc repro.";
+}
+
+for (const figure of figures) {
+  const input = figure.querySelector(".choice input");
+  figure.addEventListener("click", (event) => {
+    const button = event.target.closest("button[data-verb]");
+    if (!button) return;
+    const id = figure.dataset.id, verb = button.dataset.verb, label = button.dataset.to || "";
+    const made = decisions.get(id);
+    if (button.getAttribute("aria-pressed") === "true") decisions.delete(id);
+    else decisions.set(id, { verb, label: verb === "relabel" ? label : "" });
+    saved = false;
+    input.hidden = !(decisions.get(id) && verb === "relabel");
+    input.value = label;
+    if (!input.hidden && !label) input.focus();
+    show();
+  });
+  if (input) input.addEventListener("input", () => {
+    decisions.set(figure.dataset.id, { verb: "relabel", label: input.value.trim() });
+    saved = false;
+    show();
+  });
+}
+for (const id of ["who", "why"]) find(id).addEventListener("input", show);
+find("copy").addEventListener("click", async () => {
+  find("rows").select();
+  try { await navigator.clipboard.writeText(find("rows").value); }
+  catch { document.execCommand("copy"); }  // a page opened from a file may have no clipboard of its own
+  saved = true;
+  find("hint").textContent = "Copied. Append the rows to data/decisions.csv and run dvc repro.";
+});
+find("download").addEventListener("click", () => {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([find("rows").value], { type: "text/csv" }));
+  link.download = "decisions-to-append.csv";
+  link.click();
+  URL.revokeObjectURL(link.href);
+  saved = true;
+});
+addEventListener("beforeunload", (event) => { if (!saved && decisions.size) event.preventDefault(); });
+if (find("by-class")) {
+  find("by-class").addEventListener("change", filter);
+  find("by-reason").addEventListener("change", filter);
+  filter();
+}
+</script>
 </body>
 </html>
 """

@@ -85,6 +85,8 @@ def clean_params() -> CleanParams:
             "unreadable", "truncated", "empty", "unsupported_format", "too_large", "too_small", "blank", "exact_duplicate",
             "conflicting_labels",
         ),
+        outliers=False,
+        suspect_labels=False,
         max_rejected_share=0.5,
     )  # fmt: skip
 
