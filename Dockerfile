@@ -46,6 +46,9 @@ COPY serving /opt/visionloop/serving
 RUN echo /opt/visionloop > "$(python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/visionloop.pth"
 ENV VISIONLOOP_STORE_URL=sqlite:////var/lib/visionloop/store.db \
     VISIONLOOP_SPOOL=/var/lib/visionloop/spool \
+    VISIONLOOP_IMAGES=/var/lib/visionloop/images \
+    VISIONLOOP_KEEP_IMAGES=1.0 \
+    VISIONLOOP_KEEP_IMAGES_MEGABYTES=1000 \
     VISIONLOOP_MAX_IMAGE_MEGABYTES=10 \
     VISIONLOOP_MAX_IMAGE_MEGAPIXELS=25
 RUN mkdir -p /var/lib/visionloop && chown 1000 /var/lib/visionloop

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline import feedback_cli
 from visionloop.errors import ConfigError, ImageError, PipelineError, VisionloopError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(feedback_cli.app, name="feedback")
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
@@ -179,11 +181,12 @@ def simulate(
 def status(as_json: Json = False) -> None:
     """What is stale, what runs, what the store holds and what was decided last."""
     from pipeline import endpoints, repro
+    from serving.images import count_images
     from serving.repository import read_release
     from serving.store import Store
     from visionloop.config import ServeParams, load_section
     from visionloop.errors import PipelineError
-    from visionloop.paths import MODEL_REPOSITORY, RELEASE
+    from visionloop.paths import LIVE_IMAGES, MODEL_REPOSITORY, RELEASE
 
     release = read_release(MODEL_REPOSITORY) if (MODEL_REPOSITORY / RELEASE).exists() else None
     running = endpoints.find()
@@ -194,12 +197,13 @@ def status(as_json: Json = False) -> None:
         stale, refused = None, str(error)
     with Store(load_section(ServeParams).store_url) as store:
         store.create()
-        counts, decisions = store.counts(), store.decisions(limit=1)
+        counts, decisions, unpulled = store.counts(), store.decisions(limit=1), len(store.unpulled_images())
     found = {
         "stale_stages": stale,
         "champion": release.model_dump(mode="json") if release else None,
         "endpoints": running.model_dump(mode="json") if running else None,
         "store": counts,
+        "images": {"kept": (kept := count_images(LIVE_IMAGES)), "labelled_since_pull": unpulled},
         "last_decision": asdict(decisions[0]) if decisions else None,
     }
     if as_json:
@@ -216,6 +220,8 @@ def status(as_json: Json = False) -> None:
     else:
         print("endpoint   does not run; `visionloop up` starts it")
     print(f"store      {', '.join(f'{value:,} {name}' for name, value in counts.items())}")
+    hint = "; `visionloop feedback pull` brings them into the data" if unpulled else ""
+    print(f"images     {kept:,} kept, {unpulled:,} labelled since the last pull{hint}")
     last = [f"{found.action} (window {found.window_id}): {found.reason}" for found in decisions]
     print(f"decision   {last[0] if last else 'none yet'}")
 

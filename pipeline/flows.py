@@ -15,9 +15,9 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from pipeline import endpoints, repro, summary
+from pipeline import endpoints, feedback, repro, summary
 from pipeline.watching import Watched, watch
-from visionloop.config import MonitorParams, ServeParams, load_section
+from visionloop.config import CollectParams, MonitorParams, ServeParams, load_section
 from visionloop.errors import PipelineError
 from visionloop.paths import DVC_YAML, MODEL_REPOSITORY
 from visionloop.records import Decision
@@ -63,8 +63,13 @@ def monitor() -> str:
 
 @flow(name="retrain", flow_run_name=_retrain_name, log_prints=True)
 def retrain(reason: str = "schedule", window_id: str = "") -> str:
-    """Train on the present data and publish what the gates of the stages let through; `reason` stands in the run's name."""
+    """Bring in what people labelled, train on the present data, and publish what the gates of the stages let through.
+
+    `reason` stands in the run's name.
+    """
     print(f"retraining because of {reason}{f', window {window_id}' if window_id else ''}")
+    if load_section(CollectParams).feedback:
+        pull_labels()
     ran = train()
     if "deploy" not in ran:
         print("No stage before `deploy` changed anything: the data are those of the last training, so the model stays.")
@@ -109,6 +114,19 @@ def ask_for_retraining(decision: Decision) -> None:
     run = run_deployment(RETRAIN_DEPLOYMENT, parameters=parameters, timeout=0, idempotency_key=key, as_subflow=False)
     assert isinstance(run, FlowRun), "called from synchronous code"
     print(f"retraining for window {decision.window_id} is flow run {run.name}")
+
+
+@task(cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=5)
+def pull_labels() -> int:
+    """Bring the images that people labelled into the training data; return how many are new."""
+    from serving.store import Store
+
+    with Store(load_section(ServeParams).store_url) as store:
+        store.create()
+        pulled = feedback.pull(store)
+    for sentence in feedback.sentences(pulled):
+        print(sentence)
+    return pulled.images
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, retries=6, retry_delay_seconds=5)

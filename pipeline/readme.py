@@ -38,12 +38,12 @@ FOLDERS = (
 )  # fmt: skip
 ORDER = (
     "cli", "run", "doctor", "repro", "dependencies", "flows", "orchestrator", "supervisor", "process", "endpoints",
-    "traffic", "watching", "summary", "readme",
+    "traffic", "watching", "feedback", "feedback_cli", "summary", "readme",
     "collect", "clean", "split", "augment", "train", "evaluate", "select", "export", "quantize", "deploy", "reference",
     "config", "paths", "errors", "records", "files", "tables", "card", "preprocess", "features", "progress",
     "sources", "shards", "measures", "duplicates", "cleaning", "cleaning_page", "splitting", "policy", "augmentation",
     "contact_sheet", "packing",
-    "repository", "server", "guard", "trial", "client", "spool", "store", "classify", "classifier",
+    "repository", "server", "guard", "trial", "client", "spool", "images", "store", "labels", "classify", "classifier",
     "window", "frame", "drift", "decision", "watch", "dashboard", "workspace", "alerts", "simulator",
 )  # fmt: skip
 REST = {

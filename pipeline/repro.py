@@ -91,7 +91,7 @@ def reproduce(
     if not (root / DVC_YAML).exists():
         raise PipelineError(f"{root} has no dvc.yaml; run this in the project's folder.")
     total = len(targets) if targets and single else len(stage_names(root))
-    with _lock(root):
+    with locked(root):
         if orphans := process.reap(MARK, str(root)):
             on_line(f"{orphans} processes of an earlier, killed run were still alive; they are stopped now.")
         return _run(["repro", *(["--single-item"] if single else []), *(targets or [])], total, on_line, root)
@@ -228,8 +228,12 @@ def _dvc_sentence(lines: Sequence[str], code: int) -> str:
 
 
 @contextlib.contextmanager
-def _lock(root: Path) -> Iterator[None]:
-    """Hold the lock of the pipeline; the kernel gives it back however this process ends."""
+def locked(root: Path = Path()) -> Iterator[None]:
+    """Hold the lock of the pipeline, under which its inputs stand still; the kernel gives it back however this process ends.
+
+    Raises:
+        PipelineError: another process holds it.
+    """
     path = root / LOCK
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:

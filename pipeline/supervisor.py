@@ -31,7 +31,7 @@ from serving.repository import read_release
 from serving.server import TritonServer, free_port
 from visionloop.config import ServeParams, load_section
 from visionloop.errors import PipelineError, ServingError, VisionloopError
-from visionloop.paths import ENDPOINTS, EVIDENTLY_WORKSPACE, LOGS, MODEL_REPOSITORY, RUN, SPOOL
+from visionloop.paths import ENDPOINTS, EVIDENTLY_WORKSPACE, LIVE_IMAGES, LOGS, MODEL_REPOSITORY, RUN, SPOOL
 
 MARK = "VISIONLOOP_UP"  # environment variable of every process that `up` starts
 RESTARTS = 5
@@ -57,6 +57,9 @@ def server(serve: ServeParams, *, run_dir: Path = RUN, log: Path | None = None) 
         log=log or LOGS / "triton.log",
         max_image_megabytes=serve.max_image_megabytes,
         max_image_megapixels=serve.max_image_megapixels,
+        images=LIVE_IMAGES,
+        keep_images=serve.keep_images,
+        keep_images_megabytes=serve.keep_images_megabytes,
     )
 
 

@@ -91,6 +91,7 @@ class TritonServer:
     """A Triton server for one model repository. A context manager; `start` and `stop` may also be called by hand.
 
     A port that is taken is replaced by the next free one; `ports` says which. `store_url` None switches logging off.
+    `images` is the folder in which the share `keep_images` of all answered images is kept, up to `keep_images_megabytes`.
 
     >>> with TritonServer(Path("model_repository"), store_url="sqlite:///var/store.db", spool=Path("var/spool"),
     ...                   run_dir=Path("var/run")) as server:
@@ -110,6 +111,9 @@ class TritonServer:
         log: Path | None = None,
         max_image_megabytes: float = 10,
         max_image_megapixels: float = 25,
+        images: Path | None = None,
+        keep_images: float = 1.0,
+        keep_images_megabytes: float = 1000,
     ) -> None:
         self._repository = repository.absolute()
         self._run_dir = run_dir.absolute() / "triton"
@@ -118,6 +122,8 @@ class TritonServer:
         self._store_url = absolute_url(store_url) if store_url else None
         self._spool = spool.absolute() if spool else None
         self._limits = (max_image_megabytes, max_image_megapixels)
+        self._images = images.absolute() if images else None
+        self._keep = (keep_images, keep_images_megabytes)
         self._key = secrets.token_hex(16)
         self._lock: IO[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -338,10 +344,16 @@ class TritonServer:
             VISIONLOOP_MAX_IMAGE_MEGABYTES=str(self._limits[0]),
             VISIONLOOP_MAX_IMAGE_MEGAPIXELS=str(self._limits[1]),
         )
-        for name in ("VISIONLOOP_STORE_URL", "VISIONLOOP_SPOOL"):
+        for name in ("VISIONLOOP_STORE_URL", "VISIONLOOP_SPOOL", "VISIONLOOP_IMAGES"):
             environment.pop(name, None)
         if self._store_url and self._spool:
             environment.update(VISIONLOOP_STORE_URL=self._store_url, VISIONLOOP_SPOOL=str(self._spool))
+        if self._images:
+            environment.update(
+                VISIONLOOP_IMAGES=str(self._images),
+                VISIONLOOP_KEEP_IMAGES=str(self._keep[0]),
+                VISIONLOOP_KEEP_IMAGES_MEGABYTES=str(self._keep[1]),
+            )
         return environment
 
     def _wait(self, begin: float, timeout_seconds: float, release: Release, may_retry: bool) -> bool:

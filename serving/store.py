@@ -4,7 +4,8 @@ SQLAlchemy Core; SQLite in WAL mode by default, PostgreSQL by URL. Row types are
 ordered by `sequence`, an integer that only grows, so a clock that jumps does not reorder them. Imported by the model
 server.
 
-Does not cover: moving rows from the server into the store (`serving.spool`), and images (only their hash is kept).
+Does not cover: moving rows from the server into the store (`serving.spool`), and images (`serving.images`; here is their
+hash).
 A SQLite store outlives the death of any process; after a power cut its last second may be missing (`synchronous=NORMAL`).
 """
 
@@ -13,8 +14,8 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -114,6 +115,14 @@ _feedback = sa.Table(
     sa.UniqueConstraint("prediction_id", "label", "source"),
     sqlite_autoincrement=True,
 )
+_pulls = sa.Table(
+    "pulls",
+    _metadata,
+    _sequence(),
+    sa.Column("time", _Utc, nullable=False),
+    sa.Column("feedback_sequence", sa.BigInteger, nullable=False),
+    sqlite_autoincrement=True,
+)
 _windows = sa.Table(
     "windows",
     _metadata,
@@ -147,6 +156,31 @@ _losses = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sqlite_autoincrement=True,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A prediction with the label that counts, the newest one that somebody gave it."""
+
+    sequence: int  # of the label; grows with each label that is given
+    prediction_id: str
+    label: str
+    who: str
+    predicted: str
+    time: datetime  # UTC, of the prediction
+    image_sha256: str
+    format: str  # of the image: "JPEG", "PNG", ...
+
+
+@dataclass(frozen=True, slots=True)
+class Unlabelled:
+    """An answered image that nobody has labelled."""
+
+    prediction_id: str
+    predicted: str
+    confidence: float
+    time: datetime
+    image_sha256: str
 
 
 class Store:
@@ -227,15 +261,7 @@ class Store:
         are the first `limit` rows behind it. `target` is the newest feedback's label, where there is one.
         """
         table = _predictions
-        target = (
-            sa.select(_feedback.c.label)
-            .where(_feedback.c.prediction_id == table.c.prediction_id)
-            .order_by(_feedback.c.sequence.desc())
-            .limit(1)
-            .scalar_subquery()
-        )
-        columns = [table.c[name] for name in _PREDICTION_FIELDS if name != "target"]
-        query = sa.select(*columns, sa.func.coalesce(target, table.c.target).label("target")).limit(limit)
+        query = _rows_with_target().limit(limit)
         if model_version is not None:
             query = query.where(table.c.model_version == model_version)
         if after is None:
@@ -296,25 +322,139 @@ class Store:
             found = connection.execute(query.order_by(_decisions.c.sequence.desc()).limit(limit)).mappings()
             return [Decision(**row) for row in found]
 
-    def write_feedback(self, rows: Sequence[Feedback]) -> int:
-        """Add labels that people gave, and return how many were new. All rows or none are written.
+    def find_predictions(self, prediction_ids: Iterable[str]) -> dict[str, LoggedPrediction]:
+        """The predictions of these ids, refused images too, by id; `target` as in `recent_predictions`."""
+        wanted = list(dict.fromkeys(prediction_ids))
+        found: dict[str, LoggedPrediction] = {}
+        with self._translated(), self._engine.connect() as connection:
+            for start in range(0, len(wanted), _ROWS_PER_STATEMENT):
+                query = _rows_with_target().where(
+                    _predictions.c.prediction_id.in_(wanted[start : start + _ROWS_PER_STATEMENT])
+                )
+                rows = [LoggedPrediction(**row) for row in connection.execute(query).mappings()]
+                found.update((row.prediction_id, row) for row in rows)
+        return found
 
-        The same label from the same source again changes nothing; another label is kept beside the first, and the newest
-        counts.
+    def write_feedback(self, rows: Sequence[Feedback]) -> int:
+        """Add labels that people gave, and return how many changed anything. All rows or none are written.
+
+        The newest label of a prediction counts, and other ones are kept beside it. What counts already, from the same
+        source, changes nothing; a source that comes back to an earlier label of its own makes that one the newest.
 
         Raises:
             ServingError: a prediction is not in the store; its id is named.
         """
         with self._translated(), self._begin() as connection:
-            for row in rows:
-                query = sa.select(_predictions.c.sequence).where(_predictions.c.prediction_id == row.prediction_id)
-                if connection.execute(query).scalar() is None:
-                    raise ServingError(
-                        f"Feedback names prediction {row.prediction_id!r:.80}, which the store does not have; "
-                        "use the prediction_id that the endpoint answered."
-                    )
-            values = [{field.name: getattr(row, field.name) for field in fields(row)} for row in rows]
-            return self._insert_new(connection, _feedback, values, ["prediction_id", "label", "source"])
+            return sum(
+                self._write_feedback(connection, rows[start : start + _ROWS_PER_STATEMENT])
+                for start in range(0, len(rows), _ROWS_PER_STATEMENT)
+            )
+
+    def _write_feedback(self, connection: sa.Connection, rows: Sequence[Feedback]) -> int:
+        ids = {row.prediction_id for row in rows}
+        query = sa.select(_predictions.c.prediction_id).where(_predictions.c.prediction_id.in_(ids))
+        unknown = ids.difference(connection.execute(query).scalars())
+        if unknown:
+            named = next(row.prediction_id for row in rows if row.prediction_id in unknown)
+            raise ServingError(
+                f"Feedback names prediction {named!r:.80}, which the store does not have; "
+                "use the prediction_id that the endpoint answered."
+            )
+        table = _feedback
+        query = sa.select(table.c.prediction_id, table.c.label, table.c.source).where(table.c.prediction_id.in_(ids))
+        given = [(row.prediction_id, row.label, row.source) for row in connection.execute(query.order_by(table.c.sequence))]
+        kept, newest = set(given), {key[0]: key for key in given}
+        added: dict[tuple[str, str, str], Feedback] = {}
+        again = []
+        for row in rows:
+            key = (row.prediction_id, row.label, row.source)
+            if newest.get(row.prediction_id) == key:
+                continue
+            newest[row.prediction_id] = key
+            if key in kept:
+                again.append(key)
+            added.pop(key, None)  # the last place of several counts
+            added[key] = row
+        if again:
+            names = ("a_prediction", "a_label", "a_source")
+            columns = (table.c.prediction_id, table.c.label, table.c.source)
+            where = [column == sa.bindparam(name) for column, name in zip(columns, names, strict=True)]
+            values = [dict(zip(names, key, strict=True)) for key in dict.fromkeys(again)]
+            connection.execute(table.delete().where(*where), values)
+        if added:
+            values = [{field.name: getattr(row, field.name) for field in fields(row)} for row in added.values()]
+            connection.execute(table.insert(), values)
+        return len(added)
+
+    def labelled(self) -> list[Labelled]:
+        """Every labelled prediction with the label that counts, in the order in which these labels were given."""
+        newest = sa.select(sa.func.max(_feedback.c.sequence)).group_by(_feedback.c.prediction_id)
+        query = (
+            sa.select(
+                _feedback.c.sequence,
+                _feedback.c.prediction_id,
+                _feedback.c.label,
+                _feedback.c.source.label("who"),
+                _predictions.c.label.label("predicted"),
+                _predictions.c.time,
+                _predictions.c.image_sha256,
+                _predictions.c.format,
+            )
+            .join(_predictions, _predictions.c.prediction_id == _feedback.c.prediction_id)
+            .where(_feedback.c.sequence.in_(newest), _predictions.c.status == "ok")
+            .order_by(_feedback.c.sequence)
+        )
+        with self._translated(), self._engine.connect() as connection:
+            return [Labelled(**row) for row in connection.execute(query).mappings()]
+
+    def least_confident(self, limit: int, usable: Callable[[str], bool]) -> list[Unlabelled]:
+        """Up to `limit` answered images without a label, the least confident first; `usable` is asked with their SHA-256.
+
+        An image that was answered several times is listed once, and not at all when one of its predictions has a label.
+        """
+        table = _predictions
+        other = table.alias()
+        seen = sa.select(other.c.image_sha256).join(_feedback, _feedback.c.prediction_id == other.c.prediction_id)
+        query = (
+            sa.select(
+                table.c.prediction_id,
+                table.c.label.label("predicted"),
+                table.c.confidence,
+                table.c.time,
+                table.c.image_sha256,
+            )
+            .where(table.c.status == "ok", table.c.image_sha256.not_in(seen))
+            .order_by(table.c.confidence, table.c.sequence.desc())
+        )
+        found: dict[str, Unlabelled] = {}
+        with self._translated(), self._engine.connect().execution_options(yield_per=1000) as connection:
+            for row in connection.execute(query).mappings():
+                if len(found) == limit:
+                    break
+                if row["image_sha256"] not in found and usable(row["image_sha256"]):
+                    found[row["image_sha256"]] = Unlabelled(**row)
+        return list(found.values())
+
+    def given_labels(self) -> set[str]:
+        """Every label that somebody gave."""
+        with self._translated(), self._engine.connect() as connection:
+            return set(connection.execute(sa.select(_feedback.c.label).distinct()).scalars())
+
+    def unpulled_images(self) -> set[str]:
+        """SHA-256 of the images that were labelled after the last pull."""
+        query = (
+            sa.select(_predictions.c.image_sha256)
+            .join(_feedback, _feedback.c.prediction_id == _predictions.c.prediction_id)
+            .where(_feedback.c.sequence > _last_pulled())
+        )
+        with self._translated(), self._engine.connect() as connection:
+            return set(connection.execute(query).scalars())
+
+    def mark_pulled(self, sequence: int) -> None:
+        """Note that all labels up to this `Labelled.sequence` are in the training data as far as their images are kept."""
+        with self._translated(), self._begin() as connection:
+            if sequence > connection.execute(sa.select(_last_pulled())).scalar_one():
+                connection.execute(_pulls.insert().values(time=datetime.now(UTC), feedback_sequence=sequence))
 
     def counts(self) -> dict[str, int]:
         """How much the store holds: answered, rejected, feedback, windows, decisions, lost (answered, not logged)."""
@@ -361,6 +501,24 @@ class Store:
             cause = getattr(error, "orig", None) or error
             url = self._engine.url.render_as_string(hide_password=True)
             raise ServingError(f"The prediction store {url} refuses ({_first_line(cause)}); {_advice(cause)}") from error
+
+
+def _rows_with_target() -> sa.Select[Any]:
+    """Predictions with all fields of `LoggedPrediction`; the target is the newest feedback's label, where there is one."""
+    table = _predictions
+    target = (
+        sa.select(_feedback.c.label)
+        .where(_feedback.c.prediction_id == table.c.prediction_id)
+        .order_by(_feedback.c.sequence.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    columns = [table.c[name] for name in _PREDICTION_FIELDS if name != "target"]
+    return sa.select(*columns, sa.func.coalesce(target, table.c.target).label("target"))
+
+
+def _last_pulled() -> sa.ScalarSelect[Any]:
+    return sa.select(sa.func.coalesce(sa.func.max(_pulls.c.feedback_sequence), 0)).scalar_subquery()
 
 
 def absolute_url(url: str) -> str:

@@ -72,6 +72,9 @@ def prove(shipped: Path, images: Sequence[bytes], deploy: DeployParams, serve: S
         spool=folder / "spool",
         max_image_megabytes=serve.max_image_megabytes,
         max_image_megapixels=serve.max_image_megapixels,
+        images=folder / "images",
+        keep_images=serve.keep_images,
+        keep_images_megabytes=serve.keep_images_megabytes,
     )
     by_bytes: dict[str, float] = {}
     by_tensor: dict[str, float] = {}

@@ -2,11 +2,12 @@
 
 For all requests of a dynamic batch: decode and resize each image (`visionloop.preprocess`), send one array to the champion's
 version of `classifier` inside the server (BLS), derive the watched numbers (`visionloop.observe`), put each row on file
-(`serving.spool`), answer. A request with an image that cannot be used is refused as a whole, naming it, and the refused
-image is logged too. The champion is what `release.json` says; a change is noticed at the next batch and followed once the
-server serves the new version.
+(`serving.spool`), hand the image over for keeping (`serving.images`), answer. A request with an image that cannot be used is
+refused as a whole, naming it, and the refused image is logged too, not kept. The champion is what `release.json` says; a
+change is noticed at the next batch and followed once the server serves the new version.
 
 What the launcher says by environment variables: VISIONLOOP_STORE_URL and VISIONLOOP_SPOOL (without both nothing is logged),
+VISIONLOOP_IMAGES (without it and a store no image is kept), VISIONLOOP_KEEP_IMAGES, VISIONLOOP_KEEP_IMAGES_MEGABYTES,
 VISIONLOOP_MAX_IMAGE_MEGABYTES, VISIONLOOP_MAX_IMAGE_MEGAPIXELS.
 Does not cover: shares of traffic for other versions than the champion.
 """
@@ -26,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
+from serving.images import ImageKeeper
 from serving.repository import (
     CLASSIFIER,
     IMAGE,
@@ -50,6 +52,7 @@ from visionloop.records import LoggedPrediction
 
 STORE_URL, SPOOL = "VISIONLOOP_STORE_URL", "VISIONLOOP_SPOOL"
 MAX_MEGABYTES, MAX_MEGAPIXELS = "VISIONLOOP_MAX_IMAGE_MEGABYTES", "VISIONLOOP_MAX_IMAGE_MEGAPIXELS"
+IMAGES, KEEP_SHARE, KEEP_MEGABYTES = "VISIONLOOP_IMAGES", "VISIONLOOP_KEEP_IMAGES", "VISIONLOOP_KEEP_IMAGES_MEGABYTES"
 MAX_REQUEST_ID_BYTES = 256  # a UUID has 36; more would only fill the store
 SECONDS_BETWEEN_TRIES = 0.5  # of following a release that is not served yet
 
@@ -79,6 +82,7 @@ class TritonPythonModel:
         decode(encode_png(np.zeros((8, 8, 3), np.uint8)))  # Pillow loads its decoders at the first image: 70 ms
         store_url, spool = os.environ.get(STORE_URL), os.environ.get(SPOOL)
         self._spool = Spool(Path(spool), store_url) if store_url and spool else None
+        self._keeper = _keeper(store_url) if self._spool is not None else None
         # The journal's thread moves rows into the store; a batch that waits for it should wait 0.5 ms and not 5.
         sys.setswitchinterval(0.0005)
         if self._spool is None:
@@ -90,6 +94,14 @@ class TritonPythonModel:
             status: self._logged.Metric(labels={"status": status}) for status in ("answered", "rejected", "not_logged")
         }
         self._counts: Counter[str] = Counter()
+        if self._keeper is not None:
+            kept = pb_utils.MetricFamily(
+                name="visionloop_kept_images_total",
+                description="Images for labelling by what became of them",
+                kind=pb_utils.MetricFamily.COUNTER,
+            )
+            self._kept = self._keeper.counts()
+            self._kept_counters = {status: kept.Metric(labels={"status": status}) for status in self._kept}
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer or refuse each request."""
@@ -112,10 +124,13 @@ class TritonPythonModel:
         for status, count in self._counts.items():
             self._counters[status].increment(count)  # a message to the server, so once a batch and not once an image
         self._counts.clear()
+        self._count_kept()
         return responses
 
     def finalize(self) -> None:
-        """Move what is on file into the store."""
+        """Write what waits, and move what is on file into the store."""
+        if self._keeper is not None:
+            self._keeper.close()
         if self._spool is not None:
             self._spool.close()
 
@@ -180,12 +195,25 @@ class TritonPythonModel:
             )
             rows.append(row)
         self._log("answered", *rows)
+        if self._keeper is not None:
+            for image, row in zip(images, rows, strict=True):
+                self._keeper.keep(row.image_sha256, image.data)
         return rows
 
     def _log(self, status: str, *rows: LoggedPrediction) -> None:
         self._counts[status] += len(rows)
         if self._spool is not None and not self._spool.append(*rows):
             self._counts["not_logged"] += len(rows)
+
+    def _count_kept(self) -> None:
+        """Tell the server what the keeper's thread did since the last batch."""
+        if self._keeper is None:
+            return
+        counts = self._keeper.counts()
+        for status, count in counts.items():
+            if count != self._kept[status]:
+                self._kept_counters[status].increment(count - self._kept[status])
+        self._kept = counts
 
     def _follow_release(self) -> bool:
         """Switch to the champion of a changed `release.json` once it is served; True when it did."""
@@ -215,6 +243,14 @@ class TritonPythonModel:
         pca = EmbeddingPCA.from_bytes(card.read_file(folder, EMBEDDING_PCA))
         self._seen = seen
         return Observer(card, pca, model_version=str(release.champion))
+
+
+def _keeper(store_url: str | None) -> ImageKeeper | None:
+    """What keeps images, where the launcher says where and some are to be kept."""
+    folder, share = os.environ.get(IMAGES), float(os.environ.get(KEEP_SHARE, "1"))
+    if not folder or not store_url or not share:
+        return None
+    return ImageKeeper(Path(folder), store_url, share=share, max_megabytes=float(os.environ.get(KEEP_MEGABYTES, "1000")))
 
 
 def _infer(version: int, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | str:

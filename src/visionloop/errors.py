@@ -31,6 +31,14 @@ class ImageError(VisionloopError):
         self.reason = reason
 
 
+class LabelError(VisionloopError):
+    """A person's label cannot be taken. `reason` is a short code that stands beside the sentence in JSON."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class ArtifactError(VisionloopError):
     """A model file, card or packed array is missing, damaged, or not the one that its card names."""
 

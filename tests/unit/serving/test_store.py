@@ -92,6 +92,71 @@ def test_feedback_joins_its_prediction_and_the_newest_counts(store: Store) -> No
     assert store.counts()["feedback"] == 3
 
 
+def test_a_source_that_comes_back_to_its_first_label_is_heard(store: Store) -> None:
+    store.write_predictions([answered_row("a")])
+    for label, changed in (("rot", 1), ("blau", 1), ("rot", 1), ("rot", 0)):
+        assert store.write_feedback([Feedback("a", label, "one", NOON)]) == changed
+        assert store.recent_predictions()[0].target == label
+    assert store.counts()["feedback"] == 2  # both labels are kept, the newest counts
+
+
+def test_the_last_of_several_labels_in_one_call_counts(store: Store) -> None:
+    store.write_predictions([answered_row("a")])
+    labels = ("rot", "blau", "rot", "grün", "rot")
+    assert store.write_feedback([Feedback("a", label, "one", NOON) for label in labels]) == 3
+    assert [row.label for row in store.labelled()] == ["rot"]
+    store.write_feedback([Feedback("a", "blau", "one", NOON), Feedback("a", "blau", "two", NOON)])
+    assert [(row.label, row.who) for row in store.labelled()] == [("blau", "two")]
+
+
+def test_labelled_predictions_come_in_the_order_of_their_labels(store: Store) -> None:
+    store.write_predictions([replace(answered_row(name), image_sha256=name * 64) for name in "abc"])
+    store.write_feedback([Feedback(name, "blau", "one", NOON) for name in "cab"])
+    store.write_feedback([Feedback("c", "grün", "two", NOON)])
+    found = store.labelled()
+    assert [(row.prediction_id, row.label, row.who, row.predicted) for row in found] == [
+        ("a", "blau", "one", "rot"),
+        ("b", "blau", "one", "rot"),
+        ("c", "grün", "two", "rot"),
+    ]
+    assert found[0].time == answered_row("a").time
+    assert (found[0].image_sha256, found[0].format) == ("a" * 64, "PNG")
+    assert store.given_labels() == {"blau", "grün"}
+
+
+def test_images_count_as_pulled_up_to_a_label(store: Store) -> None:
+    store.write_predictions([replace(answered_row(name), image_sha256=name * 64) for name in "abc"])
+    store.write_feedback([Feedback("a", "rot", "one", NOON), Feedback("b", "rot", "one", NOON)])
+    assert store.unpulled_images() == {"a" * 64, "b" * 64}
+    store.mark_pulled(store.labelled()[0].sequence)
+    assert store.unpulled_images() == {"b" * 64}
+    store.mark_pulled(store.labelled()[1].sequence)
+    store.mark_pulled(0)  # an older mark takes nothing back
+    assert store.unpulled_images() == set()
+    store.write_feedback([Feedback("a", "blau", "one", NOON)])
+    assert store.unpulled_images() == {"a" * 64}
+
+
+def test_the_least_confident_images_without_a_label_come_first(store: Store) -> None:
+    rows = [
+        replace(answered_row(name), image_sha256=image, confidence=confidence)
+        for name, image, confidence in (("a", "1", 0.9), ("b", "2", 0.4), ("c", "3", 0.5), ("d", "3", 0.5), ("e", "4", 0.6))
+    ]
+    store.write_predictions([*rows, rejected_row("r", "truncated")])
+    found = store.least_confident(10, lambda image: image != "2")
+    assert [(row.prediction_id, row.confidence) for row in found] == [("d", 0.5), ("e", 0.6), ("a", 0.9)]
+    store.write_feedback([Feedback("c", "rot", "one", NOON)])  # the same image as d
+    assert [row.prediction_id for row in store.least_confident(2, lambda _: True)] == ["b", "e"]
+
+
+def test_predictions_are_found_by_id(store: Store) -> None:
+    store.write_predictions([answered_row(str(number)) for number in range(1200)])
+    store.write_feedback([Feedback("7", "blau", "one", NOON)])
+    found = store.find_predictions(["7", "nobody", *map(str, range(1100)), "7"])
+    assert len(found) == 1100
+    assert (found["7"].target, found["8"].target) == ("blau", None)
+
+
 def test_feedback_for_an_unknown_prediction_is_refused_whole(store: Store) -> None:
     store.write_predictions([answered_row("a")])
     with pytest.raises(ServingError, match="names prediction 'nobody', which the store does not have"):
@@ -184,6 +249,6 @@ def test_a_relative_sqlite_path_means_the_same_from_everywhere(tmp_path: Path, m
 def test_every_table_compiles_for_postgresql() -> None:
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
     text = "".join(str(CreateTable(table).compile(dialect=dialect)) for table in store_module._metadata.sorted_tables)
-    assert text.count("sequence BIGSERIAL NOT NULL") == 5
-    assert text.count("TIMESTAMP WITH TIME ZONE") == 6
+    assert text.count("sequence BIGSERIAL NOT NULL") == 6
+    assert text.count("TIMESTAMP WITH TIME ZONE") == 7
     assert "INTEGER" not in text
