@@ -27,7 +27,9 @@ SPLIT = Path("data/split.parquet")  # one row per kept image: id, label, split, 
 SPLIT_REPORT = Path("reports/split.json")
 # augment
 PACKED = Path("data/packed")  # {train,val,test}.{images,labels}.npy, {...}.ids.txt, meta.json
-CONTACT_SHEET = Path("reports/augmentation.png")
+CONTACT_SHEET = Path("reports/augmentation.png")  # the policy as training applies it
+OPERATIONS_SHEET = Path("reports/augmentation_operations.png")  # each operation alone, at its strongest
+AUGMENT_REPORT = Path("reports/augmentation.json")
 # train, evaluate: one folder per family ("cnn", "vit")
 MODELS = Path("models")
 TRAIN_REPORTS = Path("reports/train")
@@ -60,6 +62,7 @@ RELEASE = "release.json"  # in the model repository: which version of `classifie
 VAR = Path("var")
 STORE_DB = VAR / "store.db"
 SPOOL = VAR / "spool"
+LIVE_IMAGES = VAR / "images"  # <first two digits>/<sha256>: encoded bytes of answered images, for labelling
 RUN = VAR / "run"  # process ids, ports, the private Triton backend folder
 ENDPOINTS = RUN / "endpoints.json"
 LOGS = VAR / "logs"
