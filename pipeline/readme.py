@@ -41,8 +41,8 @@ ORDER = (
     "traffic", "watching", "feedback", "feedback_cli", "summary", "readme",
     "collect", "clean", "split", "augment", "train", "evaluate", "select", "export", "quantize", "deploy", "reference",
     "config", "paths", "errors", "records", "files", "tables", "card", "preprocess", "features", "progress",
-    "sources", "shards", "measures", "duplicates", "cleaning", "cleaning_page", "splitting", "policy", "augmentation",
-    "contact_sheet", "packing",
+    "sources", "shards", "measures", "duplicates", "cleaning", "cleaning_page", "splitting", "policy", "balancing",
+    "packing", "augmentation", "operations", "automatic", "mixing", "extremes", "range_check", "contact_sheet",
     "repository", "server", "guard", "trial", "client", "spool", "images", "store", "labels", "classify", "classifier",
     "window", "frame", "drift", "decision", "watch", "dashboard", "workspace", "alerts", "simulator",
 )  # fmt: skip

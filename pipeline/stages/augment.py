@@ -1,4 +1,4 @@
-"""Decode once into packed uint8 arrays, note the augmentation policy beside them, and draw what it does."""
+"""Decode once into packed uint8 arrays, note the augmentation policy beside them, check and draw what it does."""
 
 from __future__ import annotations
 
@@ -8,22 +8,65 @@ import numpy as np
 
 from pipeline.stages import run_stage
 from visionloop.config import AugmentParams, ComputeParams, PreprocessParams, load_section
-from visionloop.data.contact_sheet import contact_sheet
 from visionloop.data.executor import make_executor
-from visionloop.data.packing import load_split, pack
+from visionloop.data.packing import PackedMeta, load_split, pack
 from visionloop.data.policy import AugmentPolicy
 from visionloop.data.shards import read_bytes, read_images
 from visionloop.data.splitting import read_split
-from visionloop.files import atomic_path
-from visionloop.paths import CONTACT_SHEET, IMAGES, PACKED, SHARDS, SPLIT
-
-VARIANTS = 7  # on the contact sheet, beside each original
+from visionloop.errors import DataError
+from visionloop.files import atomic_path, write_json
+from visionloop.paths import AUGMENT_REPORT, CONTACT_SHEET, IMAGES, OPERATIONS_SHEET, PACKED, SHARDS, SPLIT
+from visionloop.preprocess import PixelArray
 
 
 def main() -> None:
-    spec = load_section(PreprocessParams).spec
     params = load_section(AugmentParams)
     policy = AugmentPolicy.from_params(params)
+    meta = pack_images(policy, params.seed)
+
+    # Imported here, since the processes of the pool import this script and have no use for torch.
+    from visionloop.data.contact_sheet import operations_sheet, policy_sheet
+    from visionloop.data.range_check import check_range
+
+    train = load_split(PACKED, "train")
+    generator = np.random.default_rng(params.seed)
+    count = min(params.contact_sheet_images, train.originals)
+    chosen = np.sort(generator.choice(train.originals, count, replace=False))
+    images, labels = np.asarray(train.images[chosen]), [meta.labels[label] for label in train.labels[chosen]]
+    for draw, path in ((policy_sheet, CONTACT_SHEET), (operations_sheet, OPERATIONS_SHEET)):
+        with atomic_path(path) as tmp:
+            draw(images, labels, policy, generator).save(tmp, "PNG")
+    print(f"{count} training images with variants -> {CONTACT_SHEET}, each operation alone -> {OPERATIONS_SHEET}")
+
+    check = check_range(train.images[: train.originals], policy, params.seed)
+    counts = {"train_images": train.originals, "train_variants": train.variants}
+    write_json(AUGMENT_REPORT, {**counts, **check.metrics()})
+    for sentence in check.sentences():
+        print(sentence)
+    print(
+        f"{check.policy.share:.1%} of augmented images lie outside the range of the originals' statistics "
+        f"({check.originals.share:.1%} of the originals do) -> {AUGMENT_REPORT}"
+    )
+    if check.policy.share > params.max_out_of_range:
+        raise DataError(
+            f"{check.policy.share:.0%} of the augmented images lie outside the range of the originals' statistics, most "
+            f"often by {check.policy.worst()}, and augment.max_out_of_range is {params.max_out_of_range:g}; look at "
+            f"{OPERATIONS_SHEET}, weaken what takes them there, or raise the limit."
+        )
+
+
+def augment(images: PixelArray, policy: AugmentPolicy, generator: np.random.Generator) -> PixelArray:
+    """Variants for `pack`."""
+    import torch
+
+    from visionloop.data.augmentation import augment_batch
+
+    return augment_batch(torch.from_numpy(images), policy, generator).numpy()
+
+
+def pack_images(policy: AugmentPolicy, seed: int) -> PackedMeta:
+    """Write data/packed; the lists of rows are gone from memory afterwards."""
+    spec = load_section(PreprocessParams).spec
     rows = read_split(SPLIT)
     with make_executor(load_section(ComputeParams), len(rows)) as executor:
         meta = pack(
@@ -34,29 +77,15 @@ def main() -> None:
             spec=spec,
             policy=policy,
             executor=executor,
+            seed=seed,
+            augment=augment,
         )
+    variants = f" (of them {meta.variants:,} variants of small classes)" if meta.variants else ""
     print(
-        f"train {meta.counts['train']:,}, val {meta.counts['val']:,}, test {meta.counts['test']:,} images of "
+        f"train {meta.counts['train']:,}{variants}, val {meta.counts['val']:,}, test {meta.counts['test']:,} images of "
         f"{spec.height} x {spec.width} pixels, {len(meta.labels)} classes, data {meta.data_id[:12]} -> {PACKED}"
     )
-
-    # Imported here, since the processes of the pool import this script and have no use for torch.
-    import torch
-
-    from visionloop.data.augmentation import augment_batch
-
-    train = load_split(PACKED, "train")
-    generator = torch.Generator().manual_seed(params.seed)
-    count = min(params.contact_sheet_images, len(train.ids))
-    chosen = np.sort(np.random.default_rng(params.seed).choice(len(train.ids), count, replace=False))
-    originals = train.images[chosen]
-    repeated = torch.from_numpy(np.repeat(originals, VARIANTS, axis=0))
-    variants = augment_batch(repeated, policy, generator).numpy().reshape(count, VARIANTS, *originals.shape[1:])
-    title = ", ".join(f"{name} {value}" for name, value in policy.model_dump().items() if value) or "no augmentation"
-    sheet = contact_sheet(originals, variants, [meta.labels[label] for label in train.labels[chosen]], title)
-    with atomic_path(CONTACT_SHEET) as tmp:
-        sheet.save(tmp, "PNG")
-    print(f"{count} training images, {VARIANTS} variants each -> {CONTACT_SHEET}")
+    return meta
 
 
 if __name__ == "__main__":

@@ -1,145 +1,192 @@
 """Random changes of training images, on whole uint8 batches, each image its own.
 
-The policy is a value (`AugmentPolicy`), the randomness a `torch.Generator`: the same seed gives the same bits. Works on the
-device that the batch is on; the random numbers are drawn on that of the generator.
+The policy is a value (`AugmentPolicy`), the randomness a numpy generator: the same seed gives the same bits on every
+device. An image uses one row of uniform numbers whose length depends on the policy alone, so an image's change does not
+depend on the size of the batch that it comes in. The numbers become integers on the host; pixels are changed in integers
+only (see `operations`).
 
-Does not cover: mixing of images (MixUp, CutMix), which also changes labels.
+Does not cover: mixing of images, which also changes labels (see `mixing`).
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from torch import Tensor
 
+from visionloop.data import automatic
+from visionloop.data import operations as ops
+from visionloop.data.operations import Floats
 from visionloop.data.policy import AugmentPolicy
 
-__all__ = ["AugmentPolicy", "augment_batch"]
+__all__ = ["AugmentPolicy", "augment_batch", "columns"]
 
-_ERASED_GRAY = 114.0  # as `preprocess` pads a letterbox
 # Of the erased rectangle, from Zhong et al., "Random Erasing Data Augmentation" (AAAI 2020).
 _ERASED_AREA = (0.02, 0.33)
 _ERASED_ASPECT = (0.3, 1 / 0.3)
+# Of a resized crop, from Szegedy et al., "Going Deeper with Convolutions" (CVPR 2015).
+_CROP_ASPECT = (3 / 4, 4 / 3)
+# Of a blur, from Chen et al., "A Simple Framework for Contrastive Learning" (ICML 2020): half of the images, from 0.1 on.
+_BLURRED = 0.5
+_LEAST_SIGMA = 0.1
+# On the CPU so many pixels at once: what is worked on stays in the cores' caches.
+_CHUNK_PIXELS = 1 << 17
+
+_COLUMNS: dict[str, tuple[str, ...]] = {
+    "horizontal_flip": ("mirrored",),
+    "vertical_flip": ("upended",),
+    "crop_padding_pixels": ("shift_rows", "shift_columns"),
+    "resized_crop": ("crop_area", "crop_aspect", "crop_top", "crop_left"),
+    "rotation_degrees": ("angle",),
+    "scale": ("zoom",),
+    "shear_degrees": ("shear",),
+    "brightness": ("brightness",),
+    "contrast": ("contrast",),
+    "saturation": ("saturation",),
+    "hue": ("hue",),
+    "blur_pixels": ("blurred", "sigma"),
+    "erasing": ("erased", "area", "aspect", "top", "left"),
+}
 
 
-def augment_batch(images: torch.Tensor, policy: AugmentPolicy, generator: torch.Generator) -> torch.Tensor:
+def columns(policy: AugmentPolicy) -> tuple[str, ...]:
+    """The random numbers that one image needs, in the order in which they are drawn."""
+    names = [name for change in policy.changes if change in _COLUMNS for name in _COLUMNS[change]]
+    return (*names, *automatic.columns(policy))
+
+
+def augment_batch(
+    images: Tensor, policy: AugmentPolicy, generator: np.random.Generator, pinned: Mapping[str, float] | None = None
+) -> Tensor:
     """Change each image of a batch by the policy.
 
     Args:
         images: uint8 [N, H, W, 3]; is not written to.
-        policy: what may happen and how strongly; the identity returns `images` itself.
-        generator: draws; it is advanced by an amount that depends on N and the policy alone.
+        policy: what may happen and how strongly; where no single image is changed, `images` itself comes back.
+        generator: draws; it is advanced by N times the number of `columns`.
+        pinned: numbers of [0, 1) that columns take for every image instead of the drawn ones; to show one end of a range.
 
     Returns:
         uint8 [N, H, W, 3] on the device of `images`.
 
-    >>> augment_batch(images, AugmentPolicy(horizontal_flip=True), torch.Generator().manual_seed(0)).shape
+    >>> augment_batch(images, AugmentPolicy(horizontal_flip=True), np.random.default_rng(0)).shape
     torch.Size([64, 32, 32, 3])
     """
-    if policy.is_identity or len(images) == 0:
+    names = columns(policy)
+    if not names or len(images) == 0:
         return images
-    draw = _Draw(generator, len(images), images.device)
-    if policy.horizontal_flip or policy.crop_padding_pixels:
-        images = _flip_and_shift(images, policy, draw)
-    if not (policy.rotation_degrees or policy.scale or policy.brightness or policy.contrast or policy.saturation):
-        return _erase(images, policy, draw) if policy.erasing else images
-    pixels = images.permute(0, 3, 1, 2).float()
-    if policy.rotation_degrees or policy.scale:
-        pixels = _rotate_and_zoom(pixels, policy, draw)
-    if policy.brightness or policy.contrast or policy.saturation:
-        pixels = _colour(pixels, policy, draw)
-    changed = pixels.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-    return _erase(changed, policy, draw) if policy.erasing else changed
+    drawn = generator.random((len(images), len(names)))
+    for name, value in (pinned or {}).items():
+        drawn[:, names.index(name)] = value
+    count, height, width, _ = images.shape
+    chunk = max(1, _CHUNK_PIXELS // (height * width)) if images.device.type == "cpu" else count
+    changed = torch.empty_like(images, memory_format=torch.contiguous_format)
+    for start in range(0, count, chunk):
+        part = slice(start, start + chunk)
+        draws = {name: drawn[part, index] for index, name in enumerate(names)}
+        changed[part] = ops.to_bytes(_change(ops.to_words(images[part]), policy, draws))
+    return changed
 
 
-class _Draw:
-    """Random numbers, one per image."""
+def _change(words: Tensor, policy: AugmentPolicy, draws: Mapping[str, Floats]) -> Tensor:
+    if policy.resized_crop or policy.rotation_degrees or policy.scale or policy.shear_degrees:
+        words = ops.warp(words, _matrices(words, policy, draws), policy.padding)
+    elif policy.horizontal_flip or policy.vertical_flip or policy.crop_padding_pixels:
+        words = _flip_and_shift(words, policy, draws)
+    if policy.automatic != "none":
+        words = automatic.apply(words, policy, draws)
+    if policy.brightness or policy.contrast or policy.saturation or policy.hue:
+        nothing = np.zeros(len(words))
+        brightness, contrast, saturation, hue = (
+            _around(draws[name], getattr(policy, name)) if name in draws else nothing
+            for name in ("brightness", "contrast", "saturation", "hue")
+        )
+        words = ops.colour(words, 1 + brightness, 1 + contrast, 1 + saturation, hue)
+    if policy.blur_pixels:
+        words = _blur(words, policy, draws)
+    if policy.erasing:
+        words = _erase(words, policy, draws)
+    return words
 
-    def __init__(self, generator: torch.Generator, count: int, device: torch.device) -> None:
-        self._generator, self._count, self._device = generator, count, device
 
-    def uniform(self, low: float, high: float) -> torch.Tensor:
-        values = torch.rand(self._count, generator=self._generator, device=self._generator.device)
-        return values.to(self._device) * (high - low) + low
-
-    def integers(self, low: int, high: int) -> torch.Tensor:
-        """From low to high, both included."""
-        values = torch.randint(low, high + 1, (self._count,), generator=self._generator, device=self._generator.device)
-        return values.to(self._device)
+def _around(draw: Floats, strength: float) -> Floats:
+    """From -strength to strength."""
+    return (2 * draw - 1) * strength
 
 
-def _flip_and_shift(images: torch.Tensor, policy: AugmentPolicy, draw: _Draw) -> torch.Tensor:
-    """Mirror half of the images, move each by whole pixels: rows and columns are picked, pixels stay as they are."""
-    _, height, width, _ = images.shape
+def _shifts(policy: AugmentPolicy, draws: Mapping[str, Floats]) -> tuple[Floats, Floats]:
+    """Whole pixels that rows and columns move by."""
     pad = policy.crop_padding_pixels
-    rows = torch.arange(height, device=images.device)[None] + draw.integers(-pad, pad)[:, None]
-    columns = torch.arange(width, device=images.device)[None] + draw.integers(-pad, pad)[:, None]
+    rows, columns = (np.floor(draws[name] * (2 * pad + 1)) - pad for name in ("shift_rows", "shift_columns"))
+    return rows, columns
+
+
+def _flip_and_shift(words: Tensor, policy: AugmentPolicy, draws: Mapping[str, Floats]) -> Tensor:
+    """Rows and columns are picked; pixels stay as they are."""
+    count, height, width = words.shape
+    rows, columns = np.tile(np.arange(height), (count, 1)), np.tile(np.arange(width), (count, 1))
+    if policy.crop_padding_pixels:
+        down, right = _shifts(policy, draws)
+        rows, columns = rows + down.astype(np.int64)[:, None], columns + right.astype(np.int64)[:, None]
     if policy.horizontal_flip:
-        mirrored = draw.uniform(0, 1)[:, None] < 0.5
-        columns = torch.where(mirrored, width - 1 - columns, columns)
-    rows, columns = _inside(rows, height, policy.padding), _inside(columns, width, policy.padding)
-    # One flat index per pixel, so that the three channels are copied together.
-    flat = (rows[:, :, None] * width + columns[:, None, :]).reshape(len(images), height * width, 1).expand(-1, -1, 3)
-    return images.reshape(len(images), height * width, 3).gather(1, flat).reshape(images.shape)
+        columns = np.where(draws["mirrored"][:, None] < 0.5, width - 1 - columns, columns)
+    if policy.vertical_flip:
+        rows = np.where(draws["upended"][:, None] < 0.5, height - 1 - rows, rows)
+    return ops.move(words, ops.fold(rows, height, policy.padding), ops.fold(columns, width, policy.padding))
 
 
-def _inside(index: torch.Tensor, size: int, padding: str) -> torch.Tensor:
-    if padding == "reflect" and size > 1:
-        period = 2 * (size - 1)
-        index = index.remainder(period)
-        return torch.where(index < size, index, period - index)
-    return index.clamp(0, size - 1)
+def _matrices(words: Tensor, policy: AugmentPolicy, draws: Mapping[str, Floats]) -> Floats:
+    """All of an image's geometry as one matrix [N, 2, 3] from result to input, so that it is interpolated once."""
+    count, height, width = words.shape
+    # From the result inwards: turn, zoom and slant; then the crop; then the shift; then the flips.
+    angle = np.deg2rad(_around(draws["angle"], policy.rotation_degrees)) if policy.rotation_degrees else np.zeros(count)
+    zoom = 1 + _around(draws["zoom"], policy.scale) if policy.scale else np.ones(count)
+    slant = np.tan(np.deg2rad(_around(draws["shear"], policy.shear_degrees))) if policy.shear_degrees else np.zeros(count)
+    cosine, sine = np.cos(angle) / zoom, np.sin(angle) / zoom
+    matrix = np.zeros((count, 2, 3))
+    matrix[:, 0, 0], matrix[:, 0, 1] = cosine, -sine + slant * cosine
+    matrix[:, 1, 0], matrix[:, 1, 1] = sine, cosine + slant * sine
+    if policy.resized_crop:
+        area = 1 - (1 - policy.resized_crop) * (1 - draws["crop_area"])
+        aspect = np.exp(np.log(_CROP_ASPECT[0]) + draws["crop_aspect"] * np.log(_CROP_ASPECT[1] / _CROP_ASPECT[0]))
+        wide, tall = np.minimum(1, np.sqrt(area * aspect)), np.minimum(1, np.sqrt(area / aspect))
+        matrix[:, 0] *= wide[:, None]
+        matrix[:, 1] *= tall[:, None]
+        matrix[:, 0, 2] += (draws["crop_left"] - 0.5) * (1 - wide) * width
+        matrix[:, 1, 2] += (draws["crop_top"] - 0.5) * (1 - tall) * height
+    if policy.crop_padding_pixels:
+        down, right = _shifts(policy, draws)
+        matrix[:, 0, 2] += right
+        matrix[:, 1, 2] += down
+    if policy.horizontal_flip:
+        matrix[draws["mirrored"] < 0.5, 0] *= -1
+    if policy.vertical_flip:
+        matrix[draws["upended"] < 0.5, 1] *= -1
+    return matrix
 
 
-def _rotate_and_zoom(pixels: torch.Tensor, policy: AugmentPolicy, draw: _Draw) -> torch.Tensor:
-    count, _, height, width = pixels.shape
-    angle = draw.uniform(-policy.rotation_degrees, policy.rotation_degrees) * (math.pi / 180)
-    zoom = 1 / (1 + draw.uniform(-policy.scale, policy.scale))
-    cosine, sine = angle.cos() * zoom, angle.sin() * zoom
-    # Coordinates run from -1 to 1 along each side, so a rotation in pixels needs the ratio of the sides.
-    matrix = torch.zeros(count, 2, 3, device=pixels.device)
-    matrix[:, 0, 0], matrix[:, 0, 1] = cosine, -sine * (height / width)
-    matrix[:, 1, 0], matrix[:, 1, 1] = sine * (width / height), cosine
-    grid = F.affine_grid(matrix, list(pixels.shape), align_corners=False)
-    mode = "reflection" if policy.padding == "reflect" else "border"
-    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode=mode, align_corners=False)
+def _blur(words: Tensor, policy: AugmentPolicy, draws: Mapping[str, Floats]) -> Tensor:
+    chosen = np.flatnonzero(draws["blurred"] < _BLURRED)
+    if not len(chosen):
+        return words
+    least = min(_LEAST_SIGMA, policy.blur_pixels)
+    sigma = least + draws["sigma"][chosen] * (policy.blur_pixels - least)
+    places = torch.from_numpy(chosen).to(words.device)
+    return words.index_copy(0, places, ops.blur(words.index_select(0, places), sigma, policy.padding))
 
 
-def _colour(pixels: torch.Tensor, policy: AugmentPolicy, draw: _Draw) -> torch.Tensor:
-    """Brightness, contrast around the image's mean gray, saturation towards each pixel's gray; float [N, 3, H, W]."""
-
-    def factor(strength: float) -> torch.Tensor:
-        return draw.uniform(1 - strength, 1 + strength)[:, None, None, None]
-
-    if policy.brightness:
-        pixels = (pixels * factor(policy.brightness)).clamp_(0, 255)
-    if policy.contrast:
-        mean = _gray(pixels).mean(dim=(2, 3), keepdim=True)
-        pixels = (mean + (pixels - mean) * factor(policy.contrast)).clamp_(0, 255)
-    if policy.saturation:
-        gray = _gray(pixels)
-        pixels = gray + (pixels - gray) * factor(policy.saturation)
-    return pixels
-
-
-def _gray(pixels: torch.Tensor) -> torch.Tensor:
-    weights = torch.tensor([0.299, 0.587, 0.114], device=pixels.device)[None, :, None, None]  # ITU-R BT.601
-    return (pixels * weights).sum(dim=1, keepdim=True)
-
-
-def _erase(images: torch.Tensor, policy: AugmentPolicy, draw: _Draw) -> torch.Tensor:
+def _erase(words: Tensor, policy: AugmentPolicy, draws: Mapping[str, Floats]) -> Tensor:
     """Cover a rectangle with gray in the share `policy.erasing` of the images."""
-    _, height, width, _ = images.shape
-    chosen = draw.uniform(0, 1) < policy.erasing
-    area = draw.uniform(*_ERASED_AREA) * (height * width)
-    aspect = draw.uniform(math.log(_ERASED_ASPECT[0]), math.log(_ERASED_ASPECT[1])).exp()
-    tall = (area * aspect).sqrt().round().clamp(1, height)
-    wide = (area / aspect).sqrt().round().clamp(1, width)
-    top = (draw.uniform(0, 1) * (height - tall + 1)).floor()
-    left = (draw.uniform(0, 1) * (width - wide + 1)).floor()
-    rows = torch.arange(height, device=images.device)[None]
-    columns = torch.arange(width, device=images.device)[None]
-    in_rows = (rows >= top[:, None]) & (rows < (top + tall)[:, None]) & chosen[:, None]
-    in_columns = (columns >= left[:, None]) & (columns < (left + wide)[:, None])
-    return images.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[..., None], int(_ERASED_GRAY))
+    _, height, width = words.shape
+    low, high = _ERASED_AREA
+    area = (low + draws["area"] * (high - low)) * (height * width)
+    low, high = np.log(_ERASED_ASPECT)
+    aspect = np.exp(low + draws["aspect"] * (high - low))
+    tall = np.clip(np.rint(np.sqrt(area * aspect)), 1, height).astype(np.int64)
+    wide = np.clip(np.rint(np.sqrt(area / aspect)), 1, width).astype(np.int64)
+    top = np.floor(draws["top"] * (height - tall + 1)).astype(np.int64)
+    left = np.floor(draws["left"] * (width - wide + 1)).astype(np.int64)
+    tall = np.where(draws["erased"] < policy.erasing, tall, 0)
+    return words.masked_fill(ops.inside(words, top, left, tall, wide), ops.ERASED)

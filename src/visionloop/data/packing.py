@@ -1,6 +1,9 @@
 """Decode once: the images of each side as one uint8 array on disk, which training and evaluation map into memory.
 
-Does not cover: augmentation, which runs on the packed training batches, and data sets too large for one array on disk.
+Arrays are written with plain writes at offsets: pages of a memory map would count as this process's memory until the disk
+has them. What is held per image is its rows, an id of 64 bytes and a place.
+
+Does not cover: augmentation while training, and data sets too large for one array on disk.
 """
 
 from __future__ import annotations
@@ -13,11 +16,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from visionloop.data.balancing import variant_sources
 from visionloop.data.executor import in_batches, map_batches
 from visionloop.data.policy import AugmentPolicy
 from visionloop.errors import ArtifactError, DataError, ImageError
@@ -31,7 +36,11 @@ META = "meta.json"
 _MAX_PIXELS = 2_000_000_000
 _BATCH_IMAGES = 64
 _BATCH_BYTES = 8 << 20
+_VARIANTS_AT_ONCE = 256
 
+# Uint8 [N, H, W, 3] to the same, changed by the policy. Passed in, so that who only reads arrays does not depend on how
+# images are changed.
+Augment = Callable[[PixelArray, AugmentPolicy, np.random.Generator], PixelArray]
 ReadBytes = Callable[[Iterable[ImageRow]], Iterator[tuple[ImageRow, bytes]]]
 
 
@@ -46,7 +55,8 @@ class PackedMeta(BaseModel):
     std: tuple[float, float, float]
     counts: dict[Split, int]
     policy: AugmentPolicy
-    data_id: str  # sha256 over the sorted (id, label, split): names this data version
+    data_id: str  # names this data version, see `data_id` and `_with_variants`
+    variants: int = 0  # the last so many training images are stored variants of the others
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,13 @@ class PackedSplit:
 
     images: npt.NDArray[np.uint8]  # [N, H, W, 3], mapped from disk, read-only
     labels: npt.NDArray[np.int64]  # [N], positions in PackedMeta.labels
-    ids: list[str]  # [N], sha256 of the encoded image
+    ids: list[str]  # [N], sha256 of the encoded image; of a variant the image's, "+" and the variant's number
+    variants: int = 0  # stored variants among the training images, which stand last
+
+    @property
+    def originals(self) -> int:
+        """How many images were collected; they stand first."""
+        return len(self.ids) - self.variants
 
 
 def pack(
@@ -67,58 +83,72 @@ def pack(
     spec: PreprocessSpec,
     policy: AugmentPolicy,
     executor: Executor,
+    seed: int = 0,
+    augment: Augment | None = None,
 ) -> PackedMeta:
     """Decode and resize the split images into `folder`, which appears whole or not at all.
 
     Images of a side stand in the order of their ids, so the arrays depend on the content of the data set alone. `read`
-    brings the encoded bytes of image rows, in any order (see `shards.read_bytes`); arrays are written through a memory map,
-    so memory does not grow with the data set.
+    brings the encoded bytes of image rows, in any order (see `shards.read_bytes`). Where the policy balances by variants,
+    copies of small classes' training images, changed by `augment` with numbers from `seed`, follow the originals; mean and std
+    are of the originals.
 
     Raises:
         DataError: an image of the split is not among `images`, or can no longer be decoded.
     """
     labels = tuple(sorted({row.label for row in rows}))
     number = {label: index for index, label in enumerate(labels)}
-    sides = {split: sorted((row for row in rows if row.split == split), key=lambda row: row.id) for split in SPLITS}
-    place = {row.id: (split, index) for split in SPLITS for index, row in enumerate(sides[split])}
-    found = {row.id: row for row in reversed(images) if row.id in place}
-    if missing := place.keys() - found.keys():
-        raise DataError(
-            f"{len(missing)} images of the split are not among the collected ones (first: {min(missing)[:12]}…); "
-            "run `dvc repro` from the start."
-        )
+    places = _Places(rows)
+    found = places.first_of(images)
+    _remove_leftovers(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        arrays = {
-            split: np.lib.format.open_memmap(
-                tmp / f"{split}.images.npy", mode="w+", dtype=np.uint8, shape=(len(sides[split]), spec.height, spec.width, 3)
+        sides = {split: [rows[index] for index in places.rows_of(split)] for split in SPLITS}
+        numbers = {split: np.array([number[row.label] for row in sides[split]], dtype=np.int64) for split in SPLITS}
+        sources = np.zeros(0, dtype=np.int64)
+        if policy.balance == "variants":
+            sources = variant_sources(numbers["train"], policy.balance_strength)
+        counts = {split: len(sides[split]) + (len(sources) if split == "train" else 0) for split in SPLITS}
+        arrays = {split: _ArrayFile(tmp / f"{split}.images.npy", counts[split], spec) for split in SPLITS}
+        try:
+            moments = _Moments()
+            batches = in_batches(
+                track(read(found), "decode", len(found)), _BATCH_IMAGES, _BATCH_BYTES, size=lambda item: len(item[1])
             )
-            for split in SPLITS
-        }
-        moments = _Moments()
-        batches = in_batches(
-            track(read(found.values()), "decode", len(found)), _BATCH_IMAGES, _BATCH_BYTES, size=lambda item: len(item[1])
-        )
-        jobs = ([(row.id, data) for row, data in batch] for batch in batches)
-        for ids, pixels in map_batches(executor, _Preprocess(spec), jobs):
-            for image_id, image in zip(ids, pixels, strict=True):
-                split, index = place[image_id]
-                arrays[split][index] = image
-            moments.add(pixels[[place[image_id][0] == "train" for image_id in ids]])
+            jobs = ([(row.id, data) for row, data in batch] for batch in batches)
+            for ids, pixels in map_batches(executor, _Preprocess(spec), jobs):
+                split_numbers, positions = places.of(ids)
+                for image, split_number, position in zip(pixels, split_numbers, positions, strict=True):
+                    arrays[SPLITS[split_number]].write(int(position), image)
+                moments.add(pixels[split_numbers == SPLITS.index("train")])
+            if len(sources):
+                assert augment is not None, "balance variants needs `augment`"
+                generator = np.random.default_rng([seed, 1])
+                position = len(sides["train"])
+                for part in track(np.array_split(sources, -(-len(sources) // _VARIANTS_AT_ONCE)), "variants"):
+                    arrays["train"].write(position, augment(arrays["train"].read(part), policy, generator))
+                    position += len(part)
+        finally:
+            for array in arrays.values():
+                array.close()
+        numbers["train"] = np.concatenate([numbers["train"], numbers["train"][sources]])
         for split in SPLITS:
-            arrays[split].flush()
-            np.save(tmp / f"{split}.labels.npy", np.array([number[row.label] for row in sides[split]], dtype=np.int64))
-            write_text(tmp / f"{split}.ids.txt", "".join(f"{row.id}\n" for row in sides[split]))
+            np.save(tmp / f"{split}.labels.npy", numbers[split])
+            names = [row.id for row in sides[split]]
+            if split == "train":
+                names += _variant_names(names, sources)
+            write_text(tmp / f"{split}.ids.txt", "".join(f"{name}\n" for name in names))
         mean, std = moments.result()
         meta = PackedMeta(
             labels=labels,
             preprocess=spec,
             mean=mean,
             std=std,
-            counts={split: len(sides[split]) for split in SPLITS},
+            counts=counts,
             policy=policy,
-            data_id=data_id(rows),
+            data_id=_with_variants(data_id(rows), len(sources), policy, seed),
+            variants=len(sources),
         )
         write_json(tmp / META, meta.model_dump(mode="json"))
         _publish(tmp, folder)
@@ -133,6 +163,13 @@ def data_id(rows: Iterable[SplitRow]) -> str:
     for image_id, label, split in sorted((row.id, row.label, row.split) for row in rows):
         digest.update(f"{image_id}\0{label}\0{split}\n".encode())
     return digest.hexdigest()
+
+
+def _with_variants(data: str, variants: int, policy: AugmentPolicy, seed: int) -> str:
+    """The name of a data version with stored variants: what they were made of, how and from which seed."""
+    if not variants:
+        return data
+    return hashlib.sha256(f"{data}\0{variants}\0{seed}\0{policy.model_dump_json()}".encode()).hexdigest()
 
 
 def load_meta(folder: Path) -> PackedMeta:
@@ -173,7 +210,92 @@ def load_split(folder: Path, split: Split) -> PackedSplit:
     )
     if not fits:
         raise ArtifactError(f"{folder}, side {split}: arrays and {META} do not belong together; run `dvc repro augment`.")
-    return PackedSplit(images, labels, ids)
+    return PackedSplit(images, labels, ids, meta.variants if split == "train" else 0)
+
+
+class _Places:
+    """Where each image of the split goes: its side, and its position by id."""
+
+    def __init__(self, rows: Sequence[SplitRow]) -> None:
+        ids = np.array([row.id for row in rows], dtype="S64")
+        split = np.array([SPLITS.index(row.split) for row in rows], dtype=np.int8)
+        self._by_id = np.argsort(ids, kind="stable")
+        self._ids, self._split = ids[self._by_id], split[self._by_id]
+        self._position = np.zeros(len(rows), dtype=np.int64)
+        for number in range(len(SPLITS)):
+            on_side = self._split == number
+            self._position[on_side] = np.arange(on_side.sum())
+
+    def rows_of(self, split: Split) -> npt.NDArray[np.int64]:
+        """Indices of the rows of a side, in the order of their ids."""
+        chosen: npt.NDArray[np.int64] = self._by_id[self._split == SPLITS.index(split)]
+        return chosen
+
+    def of(self, ids: Sequence[str]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int64]]:
+        """The number of the side and the position on it of images of the split."""
+        index = np.searchsorted(self._ids, np.array(ids, dtype="S64"))
+        return self._split[index], self._position[index]
+
+    def first_of(self, images: Sequence[ImageRow]) -> list[ImageRow]:
+        """Of each image of the split its first row among `images`, in their order."""
+        ids = np.array([row.id for row in images], dtype="S64")
+        unique, first = np.unique(ids, return_index=True)
+        known = np.isin(self._ids, unique)
+        if not known.all():
+            missing = self._ids[~known]
+            raise DataError(
+                f"{len(missing)} images of the split are not among the collected ones (first: {missing[0][:12].decode()}…); "
+                "run `dvc repro` from the start."
+            )
+        return [images[index] for index in np.sort(first[np.isin(unique, self._ids)])]
+
+
+class _ArrayFile:
+    """A .npy file of images uint8 [N, H, W, 3], written and read at positions."""
+
+    def __init__(self, path: Path, count: int, spec: PreprocessSpec) -> None:
+        self._shape = (spec.height, spec.width, 3)
+        self._bytes = spec.height * spec.width * 3
+        with path.open("wb") as file:
+            header: dict[str, Any] = {"descr": "|u1", "fortran_order": False, "shape": (count, *self._shape)}
+            np.lib.format.write_array_header_1_0(file, header)
+            self._start = file.tell()
+            file.truncate(self._start + count * self._bytes)
+        self._handle = os.open(path, os.O_RDWR)
+
+    def write(self, position: int, image: PixelArray) -> None:
+        """Put one image, or several from here on."""
+        data = np.ascontiguousarray(image).data.cast("B")
+        offset = self._start + position * self._bytes
+        while data:  # a write may be cut short; a full disk raises
+            done = os.pwrite(self._handle, data, offset)
+            data, offset = data[done:], offset + done
+
+    def read(self, positions: npt.NDArray[np.int64]) -> PixelArray:
+        """Images [n, H, W, 3] that were written before."""
+        data = b"".join(os.pread(self._handle, self._bytes, self._start + int(at) * self._bytes) for at in positions)
+        return np.frombuffer(bytearray(data), dtype=np.uint8).reshape(-1, *self._shape)
+
+    def close(self) -> None:
+        """Flush to the disk."""
+        os.fsync(self._handle)
+        os.close(self._handle)
+
+
+def _variant_names(ids: Sequence[str], sources: npt.NDArray[np.int64]) -> list[str]:
+    """ "<id>+1" is the first variant of the image <id>."""
+    seen: dict[int, int] = {}
+    names = []
+    for source in sources.tolist():
+        seen[source] = seen.get(source, 0) + 1
+        names.append(f"{ids[source]}+{seen[source]}")
+    return names
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What a killed run left beside the folder; DVC lets one run at a time write it."""
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(left)
 
 
 @dataclass(frozen=True)
@@ -219,7 +341,7 @@ class _Moments:
 
 def _publish(tmp: Path, folder: Path) -> None:
     """Put a finished folder in place of another one by renames."""
-    for file in tmp.iterdir():
+    for file in tmp.iterdir():  # the arrays are on disk already; syncing them again costs nothing
         with file.open("rb") as written:
             os.fsync(written.fileno())
     sync_folder(tmp)

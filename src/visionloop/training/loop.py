@@ -26,7 +26,7 @@ from visionloop.errors import ConfigError, DataError, TrainingError
 from visionloop.files import sha256_file
 from visionloop.models import Classifier, Family, build
 from visionloop.models.devices import choose_device
-from visionloop.training.batches import count, plain_batches, seed_of, to_device, train_batches
+from visionloop.training.batches import Batch, count, plain_batches, seed_of, to_device, train_batches
 from visionloop.training.checkpoint import Checkpoints
 from visionloop.training.optimizers import Optimizer, learning_rate_factor
 from visionloop.training.precision import Precision, autocast, measure_precision
@@ -42,7 +42,7 @@ class EpochRecord:
     epoch: int  # from 1
     epochs: int
     learning_rate: float  # of the last step
-    train_loss: float  # mean over the epoch's images, augmented, with label smoothing
+    train_loss: float  # mean over the epoch's images, augmented, mixed, with label smoothing: never 0 where labels are soft
     val_loss: float  # mean cross-entropy over the validation images, without smoothing
     val_accuracy: float
     images_per_second: float = 0.0  # of the training steps; not part of the history
@@ -117,6 +117,13 @@ def train(
             device=device,
         )
         return run.until_done(Checkpoints(resume, fingerprint(family, meta, params)), on_epoch, say)
+
+
+def training_loss(logits: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
+    """Mean cross-entropy of logits [N, K] against the batch's labels, which for mixed images are two with shares."""
+    if batch.partners is None:
+        return F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
+    return batch.loss(lambda labels: F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none"))
 
 
 def clear_resume(resume: Path) -> None:
@@ -205,10 +212,10 @@ class _Run:
         losses: list[Tensor] = []
         sizes: list[int] = []
         learning_rate = 0.0
-        for step, (images, labels) in enumerate(to_device(batches, self.device)):
+        for step, batch in enumerate(to_device(batches, self.device)):
             learning_rate = self._learning_rate(epoch, step)
-            losses.append(self._step(images, labels, learning_rate))
-            sizes.append(len(labels))
+            losses.append(self._step(batch, learning_rate))
+            sizes.append(len(batch.labels))
             if len(losses) % _LOSS_CHECK_STEPS == 0:
                 _check_finite(losses, epoch, self.steps)
         _check_finite(losses, epoch, self.steps)
@@ -227,10 +234,10 @@ class _Run:
             seconds_left=seconds * (params.epochs - epoch),
         )
 
-    def _step(self, images: Tensor, labels: Tensor, learning_rate: float) -> Tensor:
+    def _step(self, batch: Batch, learning_rate: float) -> Tensor:
         with autocast(self.device, self.precision):
-            logits, _ = self.model(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.params.label_smoothing)
+            logits, _ = self.model(batch.images)
+        loss = training_loss(logits, batch, self.params.label_smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
         if self.params.gradient_clip_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.params.gradient_clip_norm)
@@ -249,10 +256,10 @@ class _Run:
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         right = torch.zeros((), dtype=torch.int64, device=self.device)
         with torch.inference_mode(), autocast(self.device, self.precision):
-            for images, labels in to_device(plain_batches(self.val_data, max(64, self.params.batch_size)), self.device):
-                logits, _ = self.model(images)
-                loss += F.cross_entropy(logits, labels, reduction="sum").double()
-                right += (logits.argmax(1) == labels).sum()
+            for batch in to_device(plain_batches(self.val_data, max(64, self.params.batch_size)), self.device):
+                logits, _ = self.model(batch.images)
+                loss += F.cross_entropy(logits, batch.labels, reduction="sum").double()
+                right += (logits.argmax(1) == batch.labels).sum()
         total = len(self.val_data.labels)
         mean = float(loss) / total
         # A loss that overflows on one image must not make every comparison with the best false.
@@ -264,8 +271,8 @@ class _Run:
 
     def _measure(self) -> tuple[Precision, str]:
         batch = next(train_batches(self.train_data, self.meta.policy, batch_size=self.params.batch_size, seed=0, epoch=0))
-        images, labels = (tensor.to(self.device) for tensor in batch)
-        return measure_precision(self.model.train(), images, labels)
+        batch = batch.each(lambda part: part.to(self.device))
+        return measure_precision(self.model.train(), batch.images, batch.labels)
 
     def _state(self) -> dict[str, Any]:
         assert self.best is not None
