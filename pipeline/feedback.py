@@ -36,6 +36,7 @@ MIN_REMARK_LABELS = 20  # fewer say nothing of how somebody labels
 MIN_JUDGED_LABELS = 30  # of one person; with ten classes 30 shuffled labels agree with the model on 0 to 6 images
 MAX_JUDGED_CHANCE = 0.5  # where one class is most of the images, chance agreement is no fault
 _ROWS_A_WRITE = 1000
+_ROWS_WITHOUT_PROGRESS = 1000  # less than a second
 _GROUP_BYTES = 16 << 20  # what is held in memory while writing
 _FILE_BYTES = 256 << 20
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp"}
@@ -114,7 +115,8 @@ def import_file(store: Store, path: Path, who: str, new_classes: Collection[str]
         LabelError: the file as a whole cannot be read.
     """
     judge, result = _Judge(store, new_classes), Imported()
-    rows = iter(track(read_labels(path), f"import {path.name}"))
+    every = list(read_labels(path))
+    rows = iter(track(every, f"import {path.name}") if len(every) > _ROWS_WITHOUT_PROGRESS else every)
     while batch := list(islice(rows, _ROWS_A_WRITE)):
         found = store.find_predictions(row.prediction_id for row in batch if isinstance(row, LabelRow))
         taken = []
@@ -187,7 +189,7 @@ def pull(store: Store, *, anyway: bool = False, images: Path = LIVE_IMAGES, targ
 
         def found() -> Iterator[tuple[Labelled, bytes]]:
             nonlocal missing
-            for row in track(due, "pull") if due else ():
+            for row in track(due, "pull") if len(due) > _ROWS_WITHOUT_PROGRESS else due:
                 data = read_image(images, row.image_sha256) or _data_of(earlier.get(row.prediction_id), row.image_sha256)
                 if data is None:
                     missing += 1

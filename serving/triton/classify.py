@@ -95,13 +95,13 @@ class TritonPythonModel:
         }
         self._counts: Counter[str] = Counter()
         if self._keeper is not None:
-            kept = pb_utils.MetricFamily(
+            self._kept_family = pb_utils.MetricFamily(  # its counters live as long as it does
                 name="visionloop_kept_images_total",
                 description="Images for labelling by what became of them",
                 kind=pb_utils.MetricFamily.COUNTER,
             )
             self._kept = self._keeper.counts()
-            self._kept_counters = {status: kept.Metric(labels={"status": status}) for status in self._kept}
+            self._kept_counters = {status: self._kept_family.Metric(labels={"status": status}) for status in self._kept}
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer or refuse each request."""

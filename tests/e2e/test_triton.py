@@ -26,6 +26,7 @@ from tritonclient.utils import InferenceServerException
 
 from pipeline.stages import deploy
 from serving.client import Client
+from serving.images import read_image
 from serving.repository import publish
 from serving.server import TritonServer
 from serving.store import Store
@@ -34,10 +35,11 @@ from tests.helpers_serving import DEPLOY, LABELS, SPEC, ship
 from visionloop import paths, runtime
 from visionloop.config import load_params
 from visionloop.data.shards import append, read_images
-from visionloop.data.sources import open_source
+from visionloop.data.sources import open_source, open_sources
 from visionloop.data.splitting import Ledger, write_split
 from visionloop.errors import ImageError, ParityError, ServingError
 from visionloop.features import EmbeddingPCA, softmax
+from visionloop.files import sha256_bytes
 from visionloop.preprocess import encode_png, preprocess
 from visionloop.records import SplitRow
 
@@ -75,7 +77,7 @@ def _make(folder: Path, **options: Any) -> Served:
     ship(folder / "shipped")
     publish(folder / "shipped", folder / "model_repository", DEPLOY)
     url = f"sqlite:///{folder}/store.db"
-    settings: dict[str, Any] = {"store_url": url, "spool": folder / "spool", **options}
+    settings: dict[str, Any] = {"store_url": url, "spool": folder / "spool", "images": folder / "images", **options}
     server = TritonServer(
         folder / "model_repository", run_dir=folder / "run", http_port=0, grpc_port=0, metrics_port=0, **settings
     )
@@ -111,6 +113,13 @@ def _rows(url: str, expected: int, seconds: float = 20) -> list[Any]:
                 return rows
         time.sleep(0.1)
     return rows
+
+
+def _until_stored(url: str, prediction_id: str, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while prediction_id not in {row.prediction_id for row in _rows(url, 1)}:
+        assert time.monotonic() < deadline, "the prediction does not reach the store"
+        time.sleep(0.1)
 
 
 def _token(folder: Path) -> str:
@@ -180,6 +189,53 @@ def test_an_answer_is_logged_with_what_it_was_made_of(served: Served) -> None:
     assert row.model_sha256 == card.files["model.onnx"]
     assert row.file_bytes == len(image)
     assert 0 < row.infer_ms < row.total_ms
+
+
+def test_a_live_image_that_a_person_labels_comes_back_as_training_data(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = _images(3, seed=11)
+    with served.client() as client:
+        answers = client.predict_images(images)
+        client.predict_images(images[:1])  # again: kept once
+        with pytest.raises(ImageError):
+            client.predict_images([b"no image"])
+    # The project of the command line, with the server's store and images as its own.
+    (tmp_path / "var").mkdir()
+    (tmp_path / "var/images").symlink_to(served.folder / "images")
+    (tmp_path / "model_repository").symlink_to(served.folder / "model_repository")
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    params = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(params.replace("sqlite:///var/store.db", served.store_url))
+    monkeypatch.chdir(tmp_path)
+
+    def cli(*arguments: str) -> str:
+        command = [sys.executable, "-m", "pipeline.cli", "feedback", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+    _until_stored(served.store_url, answers[2].prediction_id)
+    assert "the model said" in cli("label", answers[0].prediction_id, "grün", "--who", "Éva")
+    (tmp_path / "labels.csv").write_text(f"prediction_id;label\n{answers[1].prediction_id};blau\n", encoding="utf-8-sig")
+    assert cli("import", "labels.csv", "--who", "Jo") == "1 new, 0 changed, 0 unchanged, 0 not taken.\n"
+    assert "2 labelled images are in data/feedback/labels-00001-" in cli("pull")
+    assert "Nothing is new: 2 labelled images were pulled before." in cli("pull")
+
+    folder = tmp_path / "raw" / "rot"
+    folder.mkdir(parents=True)
+    (folder / "0.png").write_bytes(_images(1, seed=12)[0])
+    source = load_params(ROOT / "params.yaml").collect.model_copy(update={"source": "folder", "path": "raw"})
+    append(open_sources(source), paths.SHARDS, paths.IMAGES, 100)
+    rows = [row for row in read_images(paths.IMAGES) if row.source == "feedback"]
+    assert [(row.id, row.label, row.labelled_by, row.path) for row in sorted(rows, key=lambda row: row.label)] == [
+        (sha256_bytes(images[1]), "blau", "Jo", f"{answers[1].prediction_id}.png"),
+        (sha256_bytes(images[0]), "grün", "Éva", f"{answers[0].prediction_id}.png"),
+    ]
+    with Store(served.store_url) as store:
+        found = store.find_predictions([answer.prediction_id for answer in answers])
+    assert [found[answer.prediction_id].target for answer in answers] == ["grün", "blau", None]
+    assert {row.path: row.time for row in rows}[f"{answers[0].prediction_id}.png"] == found[answers[0].prediction_id].time
+    assert read_image(served.folder / "images", sha256_bytes(images[2])) == images[2]
+    assert read_image(served.folder / "images", sha256_bytes(b"no image")) is None  # a refused image is not kept
 
 
 def test_serving_leaves_the_repository_as_it_was_published(served: Served) -> None:
@@ -280,19 +336,31 @@ def test_everything_listens_on_loopback_only(served: Served) -> None:
     assert {address.removeprefix("::ffff:") for address in addresses} == {"127.0.0.1"}
 
 
+def _metric(served: Served, name: str) -> dict[str, float]:
+    """The values of a metric, by status."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{served.server.ports.metrics}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    return {
+        line.split('status="')[1].split('"')[0]: float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{")
+    }
+
+
 def test_metrics_count_what_was_answered(served: Served) -> None:
     with served.client() as client:
         client.predict_images(_images(2))
     time.sleep(0.3)
-    with urllib.request.urlopen(f"http://127.0.0.1:{served.server.ports.metrics}/metrics") as answer:
-        text = answer.read().decode()
-    counts = {
-        line.split('status="')[1].split('"')[0]: float(line.split()[-1])
-        for line in text.splitlines()
-        if line.startswith("visionloop_predictions_total{")
-    }
+    counts = _metric(served, "visionloop_predictions_total")
     assert counts["answered"] >= 2
     assert counts["not_logged"] == 0
+    deadline = time.monotonic() + 10
+    kept: dict[str, float] = {}
+    with served.client() as client:
+        while kept.get("kept", 0) < 2 and time.monotonic() < deadline:  # a batch tells what was written before it
+            client.predict_images(_images(2))
+            time.sleep(0.3)
+            kept = _metric(served, "visionloop_kept_images_total")
+    assert kept["kept"] >= 2
+    assert kept["dropped"] == 0
 
 
 def test_a_second_server_on_the_same_folder_is_refused(served: Served) -> None:
@@ -487,6 +555,18 @@ def test_a_journal_that_cannot_be_written_costs_no_answer(tmp_path: Path) -> Non
             text = answer.read().decode()
     lost = [line for line in text.splitlines() if line.startswith("visionloop_predictions_total") and "not_logged" in line]
     assert [float(line.split()[-1]) for line in lost] == [20]
+
+
+def test_images_that_cannot_be_kept_cost_no_answer(tmp_path: Path) -> None:
+    (tmp_path / "images").write_text("a file where the folder should be")
+    made = _make(tmp_path)
+    with made.server, made.client() as client:
+        assert len(client.predict_images(_images(20))) == 20
+        time.sleep(0.2)
+        assert len(client.predict_images(_images(1))) == 1
+        time.sleep(0.2)
+        assert _metric(made, "visionloop_kept_images_total")["dropped"] >= 20
+        assert _metric(made, "visionloop_predictions_total")["answered"] == 21
 
 
 def test_a_trial_measures_how_far_the_server_is_from_the_model(tmp_path: Path) -> None:
