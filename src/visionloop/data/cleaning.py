@@ -68,7 +68,7 @@ class Typical:
     steepness: float
     steepness_spread: float
     size_bounds: tuple[float, float]  # square root of width times height, pixels
-    aspect_bounds: tuple[float, float]  # width by height
+    most_elongated: float  # longer by shorter side
 
 
 @dataclass(frozen=True)
@@ -303,8 +303,10 @@ class Judged(Sequence[CleanRow]):
                 low, most = typical.size_bounds
                 return f"It has {wide} x {high} pixels; usual here are {low:,.0f} to {most:,.0f} a side."
             case "odd_aspect":
-                low, most = typical.aspect_bounds
-                return f"It is {wide / high:.2f} times as wide as high; usual here are {low:.2f} to {most:.2f}."
+                return (
+                    f"Its longer side is {max(wide, high) / min(wide, high):.1f} times its shorter one; up to "
+                    f"{typical.most_elongated:.1f} is usual here."
+                )
             case "animated":
                 return "It has several frames, of which the first is used."
 
@@ -539,24 +541,24 @@ def _mark_odd(findings: Findings, measures: Measures, typical: Typical, blur: Fl
     """What an image shows against what is usual in the set; a blank one is not blurred."""
     decoded = measures.width_pixels > 0
     _mark(findings, "blurred", decoded & (blur < -_BLUR_DEVIATIONS) & ((findings & _bit("blank")) == 0))
-    side, aspect = _side_and_aspect(measures)
-    (least, most), (narrow, broad) = typical.size_bounds, typical.aspect_bounds
+    side, elongation = _side_and_elongation(measures)
+    least, most = typical.size_bounds
     _mark(findings, "odd_size", decoded & ((side < least) | (side > most)))
-    _mark(findings, "odd_aspect", decoded & ((aspect < narrow) | (aspect > broad)))
+    _mark(findings, "odd_aspect", decoded & (elongation > typical.most_elongated))
 
 
-def _side_and_aspect(measures: Measures) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _side_and_elongation(measures: Measures) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The side of a square of the image's area, and its longer side by its shorter: landscape and portrait are alike."""
     wide = np.maximum(measures.width_pixels, 1).astype(np.float64)
     high = np.maximum(measures.height_pixels, 1).astype(np.float64)
-    return np.sqrt(wide * high), wide / high
+    return np.sqrt(wide * high), np.maximum(wide, high) / np.minimum(wide, high)
 
 
 def _typical(measures: Measures, shown: BoolArray) -> tuple[Typical, FloatArray]:
     """What is usual among the images `shown`, and every image's deviation in steepness."""
     if not shown.any():
-        everything = (0.0, float("inf"))
-        return Typical(0.0, 1.0, everything, everything), np.zeros(len(measures), dtype=np.float32)
-    side, aspect = _side_and_aspect(measures)
+        return Typical(0.0, 1.0, (0.0, float("inf")), float("inf")), np.zeros(len(measures), dtype=np.float32)
+    side, elongation = _side_and_elongation(measures)
     longest = np.maximum(np.maximum(measures.width_pixels, measures.height_pixels), 1).astype(np.float64)
     measured_side = longest / 2 ** np.maximum(np.floor(np.log2(longest / _MEASURED_SIDE)), 0)
     larger = measured_side > _LARGER * np.median(measured_side[shown])
@@ -564,7 +566,7 @@ def _typical(measures: Measures, shown: BoolArray) -> tuple[Typical, FloatArray]
     median = float(np.median(steepness[shown]))
     # A set of one kind of picture varies by less than a picture does under another encoder.
     spread = max(1.4826 * float(np.median(np.abs(steepness[shown] - median))), _LEAST_BLUR_SPREAD)
-    typical = Typical(median, spread, _bounds(side[shown]), _bounds(aspect[shown]))
+    typical = Typical(median, spread, _bounds(side[shown]), _bounds(elongation[shown])[1])
     return typical, ((steepness - median) / spread).astype(np.float32)
 
 

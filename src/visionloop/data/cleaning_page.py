@@ -246,7 +246,7 @@ def _histogram(title: str, values: npt.NDArray[np.float64], kept: npt.NDArray[np
     goes, _ = np.histogram(scaled[~kept], _BARS, (low, high))
     top = max(int((stays + goes).max()), 1)
     base = 100 * stays / top
-    marks = [f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}" for value in np.quantile(values, (0, 0.5, 1))]
+    marks = [f"{mark:,.0f}" if abs(mark) >= 100 else f"{round(mark, 2):.3g}" for mark in np.quantile(values, (0, 0.5, 1))]
     return Histogram(title, _bars(np.zeros(_BARS), base), _bars(base, 100 * goes / top), *marks)
 
 
@@ -282,15 +282,16 @@ body { margin: 0 auto; max-width: 76rem; padding: 1.5rem 1rem 3rem; background: 
 h1 { font-size: 1.6rem; margin: 0 0 1rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .3rem; }
 p { margin: .2rem 0 .8rem; color: var(--soft); } [hidden] { display: none !important; }
 table { border-collapse: collapse; width: 100%; }
-th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid var(--line);
+th, td { text-align: right; padding: .25rem .4rem; border-bottom: 1px solid var(--line);
   font-variant-numeric: tabular-nums; }
-th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; } th { color: var(--soft); font-weight: 500; }
-td.bar { width: 45%; } .bar div { display: flex; height: .7rem; }
+th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; min-width: 6rem; }
+th { color: var(--soft); font-weight: 500; }
+td.bar { width: 40%; } .bar div { display: flex; height: .7rem; }
 .bar i { background: var(--keep); } .bar b { background: var(--reject); }
 .tiles { display: flex; flex-wrap: wrap; gap: .8rem; }
 .tiles div { background: var(--card); border-radius: .5rem; padding: .6rem 1rem; min-width: 7rem; color: var(--soft); }
 .tiles strong { display: block; font-size: 1.35rem; color: var(--ink); font-variant-numeric: tabular-nums; }
-.spreads { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem; }
+.spreads { display: grid; grid-template-columns: repeat(auto-fill, minmax(10.5rem, 1fr)); gap: .7rem; }
 .spreads figure { padding: .6rem .8rem; } .spreads svg { display: block; width: 100%; height: 4.5rem; }
 .spreads .kept { fill: var(--keep); } .spreads .gone { fill: var(--reject); }
 .marks { display: flex; justify-content: space-between; color: var(--soft); font-variant-numeric: tabular-nums; }
@@ -299,7 +300,7 @@ td.bar { width: 45%; } .bar div { display: flex; height: .7rem; }
 .bars { position: sticky; top: 0; z-index: 2; background: var(--paper); border-bottom: 1px solid var(--line);
   margin: 1.6rem -1rem 0; padding: .5rem 1rem; display: flex; flex-wrap: wrap; gap: .4rem .8rem; align-items: center; }
 .bars label { color: var(--soft); } .bars select { max-width: 14rem; }
-.cards, .group { display: grid; grid-template-columns: repeat(auto-fill, minmax(11.5rem, 1fr)); gap: .7rem; }
+.cards, .group { display: grid; grid-template-columns: repeat(auto-fill, minmax(10.5rem, 1fr)); gap: .7rem; }
 .group { grid-column: 1 / -1; border-left: 3px solid var(--line); padding-left: .7rem; }
 figure { margin: 0; background: var(--card); border-radius: .5rem; padding: .6rem; font-size: .8rem; line-height: 1.35;
   border: 2px solid transparent; }
