@@ -81,8 +81,8 @@ def operations_sheet(
             tiles += [images[place], images[partner], mixed.images[place].numpy()]
             captions += [labels[place], labels[partner], _shares(labels[place], labels[partner], float(mixed.shares[place]))]
         rows.append(Row(f"{name}\n{getattr(policy, name):g}", tiles, captions, groups=3))
-    title = f"Each operation alone, at its strongest; automatic policies at their ends. {policy.words()}"
-    return draw_sheet(rows, title, ("original", "low end, high end (mixes: the other image, the mixture)"))
+    heads = ("original", "low end, high end" + ("; of a mix: the other image, the mixture" if policy.mixes else ""))
+    return draw_sheet(rows, f"Each operation alone, at its strongest: {policy.words()}", heads)
 
 
 def draw_sheet(rows: Sequence[Row], title: str, heads: tuple[str, str]) -> Image.Image:
@@ -112,7 +112,7 @@ def draw_sheet(rows: Sequence[Row], title: str, heads: tuple[str, str]) -> Image
     draw.text((_LABEL_WIDTH + tile_width + _GAP, head - 20), heads[1], fill=_SOFT, font=small)
     top = head
     for row, row_height in zip(rows, heights, strict=True):
-        label = "\n".join(line if len(line) <= 22 else line[:21] + "…" for line in row.label.split("\n"))
+        label = _fitting(row.label, _LABEL_WIDTH - 2 * _GAP, small)
         draw.multiline_text((_GAP, top + tile_height // 2 - 7 * (label.count("\n") + 1)), label, fill=_INK, font=small)
         for column, pixels in enumerate(row.tiles):
             left = _LABEL_WIDTH + column * (tile_width + _GAP) + column // groups * 2 * _GAP
@@ -121,7 +121,8 @@ def draw_sheet(rows: Sequence[Row], title: str, heads: tuple[str, str]) -> Image
             )
             sheet.paste(tile, (left, top))
             if column < len(row.captions):
-                draw.multiline_text((left, top + tile_height), row.captions[column], fill=_SOFT, font=small, spacing=1)
+                caption = _fitting(row.captions[column], tile_width, small)
+                draw.multiline_text((left, top + tile_height), caption, fill=_SOFT, font=small, spacing=1)
         top += row_height
     return sheet
 
@@ -131,8 +132,19 @@ def _shares(own: str, other: str, share: float) -> str:
     if share == 1:
         return ""
     if own == other:
-        return f"{own[:8]} 100 %"
-    return f"{own[:6]} {share:.0%}\n{other[:6]} {1 - share:.0%}"
+        return f"100% {own}"
+    return f"{share:.0%} {own}\n{1 - share:.0%} {other}"
+
+
+def _fitting(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """Each line cut to the width in pixels."""
+    lines = []
+    for line in text.split("\n"):
+        kept = line
+        while font.getlength(kept) > width:
+            kept = kept[:-2] + "…"
+        lines.append(kept)
+    return "\n".join(lines)
 
 
 def _wrapped(name: str) -> list[str]:

@@ -90,8 +90,8 @@ def pack(
 
     Images of a side stand in the order of their ids, so the arrays depend on the content of the data set alone. `read`
     brings the encoded bytes of image rows, in any order (see `shards.read_bytes`). Where the policy balances by variants,
-    copies of small classes' training images, changed by `augment` with numbers from `seed`, follow the originals; mean and std
-    are of the originals.
+    copies of small classes' training images, changed by `augment` with numbers from `seed`, follow the originals; mean and
+    std are of the originals.
 
     Raises:
         DataError: an image of the split is not among `images`, or can no longer be decoded.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,15 +14,23 @@ import numpy as np
 import pytest
 
 from tests.unit.data.conftest import Draw
+from visionloop.config import ComputeParams
 from visionloop.data.executor import make_executor
 from visionloop.data.packing import META, PackedMeta, data_id, load_meta, load_split, pack
 from visionloop.data.policy import AugmentPolicy
 from visionloop.errors import ArtifactError, DataError
-from visionloop.preprocess import PreprocessSpec, preprocess
+from visionloop.preprocess import PixelArray, PreprocessSpec, preprocess
 from visionloop.records import SPLITS, ImageRow, SplitRow
 
 SPEC = PreprocessSpec(12, 10)
 POLICY = AugmentPolicy(horizontal_flip=True, rotation_degrees=5)
+
+
+def darker(images: PixelArray, policy: AugmentPolicy, generator: np.random.Generator) -> PixelArray:
+    """A change that can be told: half as bright, and the red of the first pixel drawn."""
+    changed = images // 2
+    changed[:, 0, 0, 0] = generator.integers(0, 256, len(images))
+    return changed
 
 
 class World:
@@ -39,9 +50,17 @@ class World:
 
     def pack(self, **changes: Any) -> PackedMeta:
         values: dict[str, Any] = {"rows": self.rows, "images": self.images, "read": self.read, **changes}
-        with make_executor(1, 10) as executor:
+        with make_executor(ComputeParams(workers=1, dask=None), 10) as executor:
             return pack(
-                values["rows"], values["images"], values["read"], self.folder, spec=SPEC, policy=POLICY, executor=executor
+                values["rows"],
+                values["images"],
+                values["read"],
+                self.folder,
+                spec=SPEC,
+                policy=values.get("policy", POLICY),
+                executor=executor,
+                seed=values.get("seed", 0),
+                augment=darker,
             )
 
 
@@ -104,6 +123,73 @@ def test_a_failure_leaves_the_old_folder(world: World) -> None:
         world.pack(read=dies)
     assert load_meta(world.folder) == meta
     assert [path.name for path in world.folder.parent.iterdir()] == ["packed"]
+
+
+def test_what_a_killed_run_left_is_gone_after_the_next(world: World) -> None:
+    """A child is killed by SIGKILL while it packs; the old folder stands, and the next run tidies."""
+    meta = world.pack()
+    before = {path.name: path.read_bytes() for path in world.folder.iterdir()}
+    child = os.fork()
+    if child == 0:
+
+        def killed(rows: Iterable[ImageRow]) -> Iterator[tuple[ImageRow, bytes]]:
+            yield from list(world.read(rows))[:3]
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        world.pack(read=killed)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert len(list(world.folder.parent.iterdir())) == 2  # the folder and the torso beside it
+    assert {path.name: path.read_bytes() for path in world.folder.iterdir()} == before
+    assert world.pack() == meta
+    assert [path.name for path in world.folder.parent.iterdir()] == ["packed"]
+
+
+def test_variants_fill_the_small_class_and_disturb_nothing_else(world: World) -> None:
+    plain = world.pack()
+    world.folder.rename(world.folder.with_name("plain"))
+    # Of the six training images (cat, dog, cat, dog, ...) two dogs go to the other sides, so that cats are three to one.
+    rows = [
+        dataclasses.replace(row, split="val") if row.split == "train" and row.label == "dog" and index > 1 else row
+        for index, row in enumerate(world.rows)
+    ]
+    policy = AugmentPolicy(horizontal_flip=True, balance="variants")
+    none = world.pack(rows=rows)
+    reference = {split: load_split(world.folder, split) for split in SPLITS}
+    images = {split: np.array(side.images) for split, side in reference.items()}
+    meta = world.pack(rows=rows, policy=policy)
+    train = load_split(world.folder, "train")
+    assert (meta.variants, meta.counts["train"], train.variants, train.originals) == (2, 6, 2, 4)
+    assert (meta.mean, meta.std) == (none.mean, none.std)
+    assert np.array_equal(train.images[:4], images["train"])
+    dog = reference["train"].ids[int(np.flatnonzero(reference["train"].labels == 1)[0])]
+    assert train.ids == [*reference["train"].ids, f"{dog}+1", f"{dog}+2"]
+    assert train.labels[4:].tolist() == [1, 1]
+    original = images["train"][reference["train"].ids.index(dog)]
+    for variant in train.images[4:]:
+        assert np.array_equal(variant.reshape(-1)[1:], original.reshape(-1)[1:] // 2)
+    assert train.images[4, 0, 0, 0] != train.images[5, 0, 0, 0]
+    for split in ("val", "test"):
+        side = load_split(world.folder, split)
+        assert (side.ids, side.variants) == (reference[split].ids, 0)
+        assert np.array_equal(side.images, images[split])
+    again = world.pack(rows=rows, policy=policy)
+    assert again == meta
+    other_seed = world.pack(rows=rows, policy=policy, seed=1)
+    assert len({plain.data_id, none.data_id, meta.data_id, other_seed.data_id}) == 4
+
+
+def test_an_image_twice_among_the_collected_is_packed_once(world: World) -> None:
+    twice = dataclasses.replace(world.images[0], path="zzz/copy.png")
+    asked: list[str] = []
+
+    def read(rows: Iterable[ImageRow]) -> Iterator[tuple[ImageRow, bytes]]:
+        for row in rows:
+            asked.append(row.path)
+            yield row, world.encoded[row.path]
+
+    world.pack(images=[*world.images, twice], read=read)
+    assert sorted(asked) == sorted(world.encoded)
 
 
 def test_an_image_that_was_not_collected_is_named(world: World) -> None:
