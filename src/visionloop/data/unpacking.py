@@ -426,9 +426,7 @@ class _Tar:
                 while shown < file.tell() // _MEGABYTE:
                     shown += 1
                     yield
-            # The checksum of a compressed file stands at its end.
-            while stream.read(1 << 20):
-                continue
+            stream.drain()
         for _ in range(shown, megabytes):
             yield
 
@@ -467,6 +465,17 @@ class _Stream:
         self._given = 0
 
     def read(self, size: int) -> bytes:
+        """The next bytes; `tarfile` asks for none behind the end mark, and never stops to ask where a size was a lie."""
+        if data := self._next(size):
+            return data
+        raise EOFError("it ends early")
+
+    def drain(self) -> None:
+        """Read what is left, and so the checksum of a compressed file."""
+        while self._next(_MEGABYTE):
+            continue
+
+    def _next(self, size: int) -> bytes:
         data = self._plain.read(size)
         self._given += len(data)
         self._check(self._given)
