@@ -21,10 +21,10 @@ from visionloop.records import Split
 
 SkipReason = Literal[
     "hidden", "not_an_image", "no_class", "empty_class", "no_label", "outside", "symlink", "special", "unreadable",
-    "vanished", "changed", "too_large",
+    "missing", "vanished", "changed", "too_large",
 ]  # fmt: skip
 # `symlink`, `outside` and `no_label` are choices of the person who laid out the data, and the rest are no images.
-_FAULTS: frozenset[SkipReason] = frozenset({"unreadable", "vanished", "changed", "too_large", "special"})
+_FAULTS: frozenset[SkipReason] = frozenset({"unreadable", "missing", "vanished", "changed", "too_large", "special"})
 
 # No photograph is larger; one file is read into memory whole.
 MAX_FILE_BYTES = 256 << 20
