@@ -8,6 +8,7 @@ Does not cover: starting a cluster; docs/scale-out.md shows that.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import hashlib
 import warnings
@@ -47,6 +48,7 @@ class Cluster(Workers):
         # A batch is bytes and has to travel; the advice to load them on the workers does not apply.
         self._closing.enter_context(dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GB"}))
         try:
+            asyncio.run(_greet(address))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", VersionMismatchWarning)  # `_refuse_other_versions` says it in a sentence
                 client: Any = Client  # its methods are only partly typed
@@ -133,8 +135,8 @@ class Cluster(Workers):
                 problem = "lacks visionloop" if isinstance(code, BaseException) else "has another version of visionloop"
                 detail = f" ({_first_line(code)})" if isinstance(code, BaseException) else ""
                 raise ConfigError(
-                    f"`compute.dask`: the worker {address} {problem}{detail}; install the package of this project there, as "
-                    "docs/scale-out.md shows, or set `compute.dask: null`."
+                    f"`compute.dask`: the worker {address} {problem}{detail}; install this project there, as "
+                    "docs/scale-out.md shows, and start it anew, or set `compute.dask: null`."
                 )
 
 
@@ -146,6 +148,19 @@ def code_digest() -> str:
     for file in sorted(package.rglob("*.py")):
         digest.update(f"{file.relative_to(package).as_posix()}\0".encode() + file.read_bytes())
     return digest.hexdigest()
+
+
+async def _greet(address: str) -> None:
+    """Shake hands with a scheduler. Dask's own client waits for ever for one that takes the call and says nothing."""
+    from distributed.comm.core import connect
+    from distributed.security import Security
+
+    security: Any = Security  # not typed
+    call: Any = connect
+    comm = await asyncio.wait_for(
+        call(address, timeout=CONNECT_SECONDS, **security().get_connection_args("client")), CONNECT_SECONDS
+    )
+    await comm.close()
 
 
 def _packages(versions: Mapping[str, Any] | None) -> dict[str, str]:
