@@ -31,8 +31,10 @@ _CROP_ASPECT = (3 / 4, 4 / 3)
 # Of a blur, from Chen et al., "A Simple Framework for Contrastive Learning" (ICML 2020): half of the images, from 0.1 on.
 _BLURRED = 0.5
 _LEAST_SIGMA = 0.1
-# On the CPU so many pixels at once: what is worked on stays in the cores' caches.
+# On the CPU so many pixels at once: what is worked on stays in the cores' caches. An automatic policy cuts a batch up into
+# many small groups, for which larger chunks save more than caches do.
 _CHUNK_PIXELS = 1 << 17
+_CHUNK_PIXELS_AUTOMATIC = 1 << 18
 
 _COLUMNS: dict[str, tuple[str, ...]] = {
     "horizontal_flip": ("mirrored",),
@@ -81,7 +83,8 @@ def augment_batch(
     for name, value in (pinned or {}).items():
         drawn[:, names.index(name)] = value
     count, height, width, _ = images.shape
-    chunk = max(1, _CHUNK_PIXELS // (height * width)) if images.device.type == "cpu" else count
+    pixels = _CHUNK_PIXELS if policy.automatic == "none" else _CHUNK_PIXELS_AUTOMATIC
+    chunk = max(1, pixels // (height * width)) if images.device.type == "cpu" else count
     changed = torch.empty_like(images, memory_format=torch.contiguous_format)
     for start in range(0, count, chunk):
         part = slice(start, start + chunk)

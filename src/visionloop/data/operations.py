@@ -81,8 +81,8 @@ def warp(words: Tensor, matrices: Floats, padding: Padding) -> Tensor:
         fixed = [np.rint(np.clip(part, -(2**17), 2**17) * 2**_POSITION_BITS).astype(np.int64) for part in (across, down)]
         places.append(_on(words, fixed[0])[:, None, :] + _on(words, fixed[1])[:, :, None])
     x, y = places
-    right, low = ((place >> (_POSITION_BITS - WEIGHT_BITS)) & (WHOLE - 1) for place in (x, y))
-    x, y = x >> _POSITION_BITS, y >> _POSITION_BITS
+    right, low = ((place >> (_POSITION_BITS - WEIGHT_BITS)).bitwise_and_(WHOLE - 1) for place in (x, y))
+    x, y = (place.bitwise_right_shift_(_POSITION_BITS) for place in (x, y))
     columns = [_fold_on_device(x, width, padding), _fold_on_device(x + 1, width, padding)]
     lines = []
     for row in (y, y + 1):
@@ -94,14 +94,14 @@ def warp(words: Tensor, matrices: Floats, padding: Padding) -> Tensor:
 
 def weigh(parts: list[Tensor], weights: list[Tensor]) -> Tensor:
     """The sum of words, each times its weight; the weights of an image sum to `WHOLE`. They broadcast against the words."""
-    red_blue: Tensor | int = _HALF | _HALF << 16
-    green: Tensor | int = _HALF
-    for words, weight in zip(parts, weights, strict=True):
-        red_blue = red_blue + (words & _RED_BLUE) * weight
-        green = green + ((words >> 8) & 0xFF) * weight
-    assert isinstance(red_blue, Tensor)
-    assert isinstance(green, Tensor)
-    return (red_blue >> WEIGHT_BITS) & _RED_BLUE | (green >> WEIGHT_BITS) << 8
+    red_blue = (parts[0] & _RED_BLUE).mul_(weights[0]).add_(_HALF | _HALF << 16)
+    green = (parts[0] >> 8).bitwise_and_(0xFF).mul_(weights[0]).add_(_HALF)
+    for words, weight in zip(parts[1:], weights[1:], strict=True):
+        red_blue.addcmul_(words & _RED_BLUE, weight)
+        green.addcmul_((words >> 8).bitwise_and_(0xFF), weight)
+    # Seven bits down and eight up again: green lands above red, its fraction and what is left of others are masked away.
+    red_blue.bitwise_right_shift_(WEIGHT_BITS).bitwise_and_(_RED_BLUE)
+    return green.bitwise_left_shift_(8 - WEIGHT_BITS).bitwise_and_(0xFF00).bitwise_or_(red_blue)
 
 
 def whole_weights(shares: Floats) -> Integers:
@@ -144,11 +144,11 @@ def colour(words: Tensor, brightness: Floats, contrast: Floats, saturation: Floa
         planes = _planes(words)
         total = sum(plane.sum(dim=(1, 2)) * weight for plane, weight in zip(planes, _GRAY, strict=True))
         kept = np.rint(brightness * (1 - contrast) * _ONE).astype(np.int64)
-        mean = torch.div(total * _on(words, kept, torch.int64), 256 * height * width, rounding_mode="floor")
+        mean = torch.div(total * _on(words, kept, np.int64), 256 * height * width, rounding_mode="floor")
         shift = (mean + _ONE // 2).to(torch.int32)[:, None, None]
     if (saturation == 1).all() and (hue == 0).all():
         factor = _on(words, gain)[:, None, None]
-        return _joined([(plane * factor + shift) >> 16 for plane in _planes(words)])
+        return _joined([(plane * factor).add_(shift).bitwise_right_shift_(16) for plane in _planes(words)])
     turn = hue * 2 * np.pi
     inner = np.zeros((len(words), 3, 3))
     inner[:, 0, 0] = 1
@@ -163,8 +163,8 @@ def colour(words: Tensor, brightness: Floats, contrast: Floats, saturation: Floa
     for row in range(3):
         value = planes[0] * factors[:, row, 0]
         for column in (1, 2):
-            value = value + planes[column] * factors[:, row, column]
-        mixed.append((value + shift) >> 16)
+            value.addcmul_(planes[column], factors[:, row, column])
+        mixed.append(value.add_(shift).bitwise_right_shift_(16))
     return _joined(mixed)
 
 
@@ -242,11 +242,11 @@ def inside(words: Tensor, top: Integers, left: Integers, tall: Integers, wide: I
     rows, columns = np.arange(height)[None], np.arange(width)[None]
     in_rows = (rows >= top[:, None]) & (rows < (top + tall)[:, None])
     in_columns = (columns >= left[:, None]) & (columns < (left + wide)[:, None])
-    return _on(words, in_rows, torch.bool)[:, :, None] & _on(words, in_columns, torch.bool)[:, None, :]
+    return _on(words, in_rows, np.bool_)[:, :, None] & _on(words, in_columns, np.bool_)[:, None, :]
 
 
-def _on(words: Tensor, values: npt.NDArray[np.generic], dtype: torch.dtype = torch.int32) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values)).to(dtype).to(words.device)
+def _on(words: Tensor, values: npt.NDArray[np.generic], dtype: type[np.generic] = np.int32) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=dtype)).to(words.device)
 
 
 def _starts(words: Tensor) -> Tensor:
@@ -270,12 +270,12 @@ def _between(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
 
 def _planes(words: Tensor) -> list[Tensor]:
     """Red, green, blue as int32 [N, H, W]."""
-    return [words & 0xFF, (words >> 8) & 0xFF, (words >> 16) & 0xFF]
+    return [words & 0xFF, (words >> 8).bitwise_and_(0xFF), words >> 16]
 
 
 def _joined(planes: list[Tensor]) -> Tensor:
     red, green, blue = (plane.clamp(0, 255) for plane in planes)
-    return red | green << 8 | blue << 16
+    return green.bitwise_left_shift_(8).bitwise_or_(red).bitwise_or_(blue.bitwise_left_shift_(16))
 
 
 def _values(words: Tensor) -> Tensor:

@@ -65,7 +65,8 @@ def test_neither_batch_nor_chunk_nor_threads_nor_layout_have_a_say(
     generator = np.random.default_rng(0)
     pieces = [augment_batch(part, AugmentPolicy(**policy), generator) for part in (images[:1], images[1:21], images[21:])]
     assert torch.equal(torch.cat(pieces), whole)
-    monkeypatch.setattr("visionloop.data.augmentation._CHUNK_PIXELS", 7 * 120)
+    for name in ("_CHUNK_PIXELS", "_CHUNK_PIXELS_AUTOMATIC"):
+        monkeypatch.setattr(f"visionloop.data.augmentation.{name}", 7 * 120)
     assert torch.equal(run(images, **policy), whole)
     strided = images.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
     assert torch.equal(run(strided, **policy), whole)

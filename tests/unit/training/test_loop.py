@@ -123,8 +123,20 @@ def test_refusals(tmp_path: Path) -> None:
             run(tmp_path, device="cuda")
 
 
-def test_going_on_from_a_checkpoint_gives_the_same_bits(tmp_path: Path) -> None:
-    whole = run(tmp_path / "whole", "vit", epochs=4)
+MIXED = AugmentPolicy(horizontal_flip=True, mixup=0.4, cutmix=1.0, balance="sampler", automatic="trivialaugment")
+
+
+def test_mixed_and_balanced_batches_are_learnt_from(tmp_path: Path) -> None:
+    """The squares' colours survive a mean and a cut; the loss does not fall to that of hard labels."""
+    policy = AugmentPolicy(horizontal_flip=True, mixup=0.4, mixed_share=0.5, balance="sampler")
+    mixed = run(tmp_path / "mixed", epochs=12, policy=policy)
+    assert mixed.best.val_accuracy >= 0.9
+    assert mixed.history[-1].train_loss > 2 * mixed.best.val_loss
+
+
+@pytest.mark.parametrize("policy", [None, MIXED], ids=["plain", "mixed and balanced"])
+def test_going_on_from_a_checkpoint_gives_the_same_bits(policy: AugmentPolicy | None, tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", "vit", epochs=4, policy=policy)
 
     class StoppedError(Exception):
         """The run ends here, as an interrupted one does."""
@@ -135,7 +147,7 @@ def test_going_on_from_a_checkpoint_gives_the_same_bits(tmp_path: Path) -> None:
 
     def start(on_epoch: object, say: object) -> TrainResult:
         return train(
-            "vit", worlds.split(96, 0), worlds.split(48, 1), worlds.meta(), worlds.params(epochs=4),
+            "vit", worlds.split(96, 0), worlds.split(48, 1), worlds.meta(policy), worlds.params(epochs=4),
             resume=tmp_path / "cut", on_epoch=on_epoch, say=say,  # type: ignore[arg-type]
         )  # fmt: skip
 
