@@ -141,12 +141,8 @@ class _NoSuchSplitError(Exception):
 def _dataset(name: str) -> type[Any]:
     import torchvision.datasets
 
-    kinds: dict[str, type[Any]] = {
-        one: kind
-        for one in torchvision.datasets.__all__
-        if "root" in inspect.signature((kind := getattr(torchvision.datasets, one)).__init__).parameters
-        or _takes_train(kind)
-    }
+    found = {one: getattr(torchvision.datasets, one) for one in torchvision.datasets.__all__}
+    kinds = {one: kind for one, kind in found.items() if isinstance(kind, type) and hasattr(kind, "__getitem__")}
     if name not in kinds:
         near = difflib.get_close_matches(name.casefold(), {one.casefold(): one for one in kinds}, n=1, cutoff=0.5)
         close = next((one for one in kinds if near and one.casefold() == near[0]), None)
