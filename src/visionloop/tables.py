@@ -60,16 +60,26 @@ def read_rows(path: Path, kind: type[RowT]) -> list[RowT]:
         ArtifactError: the file is missing, damaged, or of other columns.
     """
     schema = schema_of(kind)
+    rows: list[RowT] = []
+    pool: dict[str, str] = {}
     try:
-        table = pq.read_table(path, columns=schema.names).cast(schema)
+        with pq.ParquetFile(path) as file:
+            if missing := [name for name in schema.names if name not in file.schema_arrow.names]:
+                raise ValueError(f"it has no column {missing[0]!r}")
+            for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS, columns=schema.names):
+                rows += rows_of(pa.Table.from_batches([batch]).select(schema.names).cast(schema), kind, pool)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise _unreadable(path, error) from error
-    return rows_of(table, kind)
+    return rows
 
 
-def rows_of(table: pa.Table, kind: type[RowT]) -> list[RowT]:
-    """The rows of a table that has at least the columns of `kind`."""
-    columns = [_values(table.column(field.name)) for field in schema_of(kind)]
+def rows_of(table: pa.Table, kind: type[RowT], pool: dict[str, str] | None = None) -> list[RowT]:
+    """The rows of a table that has at least the columns of `kind`.
+
+    Texts that repeat within a column, as labels do, are one object each; `pool` carries them on to the next table.
+    """
+    pool = {} if pool is None else pool
+    columns = [_values(table.column(field.name), pool) for field in schema_of(kind)]
     return [kind(*values) for values in zip(*columns, strict=True)]
 
 
@@ -108,10 +118,16 @@ def _arrow(hint: object) -> pa.DataType:
     return _SIMPLE[hint]
 
 
-def _values(column: pa.ChunkedArray) -> Iterable[object]:
+def _values(column: pa.ChunkedArray, pool: dict[str, str]) -> Iterable[object]:
+    if pa.types.is_timestamp(column.type):  # to_pylist makes a time zone's object for each value
+        naive = column.cast(pa.timestamp(column.type.unit)).to_pylist()
+        return [value if value is None else value.replace(tzinfo=UTC) for value in naive]
+    if pa.types.is_string(column.type):
+        encoded = column.combine_chunks().dictionary_encode()
+        if 2 * len(encoded.dictionary) <= len(column):
+            words: list[str | None] = [pool.setdefault(word, word) for word in encoded.dictionary.to_pylist()]
+            return [None if index is None else words[index] for index in encoded.indices.to_pylist()]
     values: list[Any] = column.to_pylist()
-    if pa.types.is_timestamp(column.type):
-        return [value if value is None else value.astimezone(UTC) for value in values]
     if pa.types.is_list(column.type):
         return [value if value is None else tuple(value) for value in values]
     return values

@@ -39,6 +39,17 @@ def test_rows_come_back_equal(tmp_path: Path) -> None:
     assert read_metadata(tmp_path / "rows.parquet")["seed"] == "7"
 
 
+def test_more_rows_than_one_row_group_come_back_and_share_their_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("visionloop.tables.ROW_GROUP_ROWS", 5)
+    rows = [SplitRow(f"id {i}", "".join(["c", "at"]) if i % 4 else "dog", "train", f"id {i}", i) for i in range(12)]
+    write_rows(tmp_path / "split.parquet", SplitRow, rows)
+    back = read_rows(tmp_path / "split.parquet", SplitRow)
+    assert back == rows
+    assert len({id(row.label) for row in back if row.label == "cat"}) == 1
+
+
 def test_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_rows(tmp_path / name, Row, ROWS)
@@ -68,5 +79,5 @@ def test_a_missing_and_a_damaged_file_are_named(tmp_path: Path) -> None:
 
 def test_other_columns_are_refused(tmp_path: Path) -> None:
     write_rows(tmp_path / "split.parquet", SplitRow, [SplitRow("a", "cat", "train", "a")])
-    with pytest.raises(ArtifactError, match=r"split.parquet cannot be read"):
+    with pytest.raises(ArtifactError, match=r"split.parquet cannot be read \(it has no column 'name'\)"):
         read_rows(tmp_path / "split.parquet", Row)
