@@ -13,7 +13,6 @@ from visionloop.data.packing import PackedMeta, load_split, pack
 from visionloop.data.policy import AugmentPolicy
 from visionloop.data.shards import read_bytes, read_images
 from visionloop.data.splitting import read_split
-from visionloop.errors import DataError
 from visionloop.files import atomic_path, write_json
 from visionloop.paths import AUGMENT_REPORT, CONTACT_SHEET, IMAGES, OPERATIONS_SHEET, PACKED, SHARDS, SPLIT
 from visionloop.preprocess import PixelArray
@@ -47,12 +46,7 @@ def main() -> None:
         f"{check.policy.share:.1%} of augmented images lie outside the range of the originals' statistics "
         f"({check.originals.share:.1%} of the originals do) -> {AUGMENT_REPORT}"
     )
-    if check.policy.share > params.max_out_of_range:
-        raise DataError(
-            f"{check.policy.share:.0%} of the augmented images lie outside the range of the originals' statistics, most "
-            f"often by {check.policy.worst()}, and augment.max_out_of_range is {params.max_out_of_range:g}; look at "
-            f"{OPERATIONS_SHEET}, weaken what takes them there, or raise the limit."
-        )
+    check.require(params.max_out_of_range)
 
 
 def augment(images: PixelArray, policy: AugmentPolicy, generator: np.random.Generator) -> PixelArray:

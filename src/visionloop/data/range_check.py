@@ -18,7 +18,9 @@ import numpy.typing as npt
 
 from visionloop.data.extremes import extremes
 from visionloop.data.policy import AugmentPolicy
+from visionloop.errors import DataError
 from visionloop.features import IMAGE_SIGNALS, image_features
+from visionloop.paths import OPERATIONS_SHEET
 from visionloop.preprocess import PixelArray
 
 _QUANTILES = (0.005, 0.995)
@@ -71,6 +73,22 @@ class RangeCheck:
             for name, outside in self.operations.items()
             if outside.share > 2 * max(self.originals.share, 2 * (1 - _QUANTILES[1] + _QUANTILES[0]))
         ]
+
+    def require(self, limit: float) -> None:
+        """Refuse a policy that takes more than this share of the images out of range.
+
+        Raises:
+            DataError: it does; the three operations that do most are named.
+        """
+        if self.policy.share <= limit:
+            return
+        ordered = sorted(self.operations, key=lambda name: -self.operations[name].share)
+        most = ", ".join(f"{name} ({self.operations[name].share:.0%})" for name in ordered[:3])
+        raise DataError(
+            f"{self.policy.share:.0%} of the augmented images lie outside the range of the originals' statistics, most often "
+            f"by {self.policy.worst()}, and augment.max_out_of_range is {limit:g}; weaken what does most alone, {most}, or "
+            f"raise the limit, after a look at {OPERATIONS_SHEET}."
+        )
 
 
 def check_range(images: PixelArray, policy: AugmentPolicy, seed: int) -> RangeCheck:

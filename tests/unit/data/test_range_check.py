@@ -7,6 +7,7 @@ import pytest
 
 from visionloop.data.policy import AugmentPolicy
 from visionloop.data.range_check import check_range, statistics
+from visionloop.errors import DataError
 from visionloop.features import image_features
 
 
@@ -39,6 +40,13 @@ def test_blur_is_found_by_sharpness_and_gray_by_saturation() -> None:
     gray = check_range(images(), AugmentPolicy(saturation=0.9), 0).operations["saturation"]
     assert gray.below["saturation"] == pytest.approx(0.5, abs=0.02)  # one of the two ends
     assert gray.above["saturation"] == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_share_above_the_limit_is_refused_and_what_does_most_is_named() -> None:
+    check = check_range(images(), AugmentPolicy(horizontal_flip=True, brightness=0.6, hue=0.02), 0)
+    check.require(check.policy.share)
+    with pytest.raises(DataError, match=r"augment\.max_out_of_range is 0\.3; weaken .*alone, brightness \(100%\), "):
+        check.require(0.3)
 
 
 def test_mixes_have_figures_too_and_metrics_are_flat_numbers() -> None:
