@@ -85,9 +85,9 @@ class RangeCheck:
         ordered = sorted(self.operations, key=lambda name: -self.operations[name].share)
         most = ", ".join(f"{name} ({self.operations[name].share:.0%})" for name in ordered[:3])
         raise DataError(
-            f"{self.policy.share:.0%} of the augmented images lie outside the range of the originals' statistics, most often "
-            f"by {self.policy.worst()}, and augment.max_out_of_range is {limit:g}; weaken what does most alone, {most}, or "
-            f"raise the limit, after a look at {OPERATIONS_SHEET}."
+            f"{self.policy.share:.0%} of the augmented images lie outside the range of the originals' statistics, most "
+            f"often by {self.policy.worst()}, and augment.max_out_of_range is {limit:g}; weaken what does most alone, "
+            f"{most}, or raise the limit, after a look at {OPERATIONS_SHEET}."
         )
 
 
