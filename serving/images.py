@@ -29,6 +29,7 @@ from visionloop.files import sha256_bytes
 MAX_WAITING_BYTES = 64 << 20  # images that wait for the disk; further ones are dropped
 FREE_BYTES = 256 << 20  # left free on the disk for the journal of predictions, whose own bound this is
 BLOCK_BYTES = 4096  # a file takes whole blocks of the disk, so a thousand tiny images are 4 MB
+SECONDS_BETWEEN_ROUNDS = 0.1  # an image waits this long in memory; a death of the process in between loses it
 PRUNED_SHARE = 0.9  # pruning goes down to this share of the bound, so that it is rare
 SECONDS_BETWEEN_PRUNINGS = 10.0  # where pruning could not make room
 DRAIN_SECONDS = 2.0  # at the end; below the server's own exit timeout
@@ -81,7 +82,7 @@ class ImageKeeper:
         self._stopping = False
         self._counts: Counter[str] = Counter()
         self._used_bytes: int | None = None  # of the disk, as the thread knows it; None before it looked
-        self._next_pruning = 0.0  # time.monotonic()
+        self._next_pruning = self._next_look = 0.0  # time.monotonic()
         self._said: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="images", daemon=True)
         self._thread.start()
@@ -96,7 +97,6 @@ class ImageKeeper:
                 return
             self._waiting.append((sha256, data))
             self._waiting_bytes += len(data)
-            self._lock.notify()
 
     def counts(self) -> dict[str, int]:
         """Images of this process so far: kept, known (kept before), dropped (for want of room or time), removed (pruned)."""
@@ -122,38 +122,47 @@ class ImageKeeper:
 
     def _run(self) -> None:
         while True:
+            # Woken by the clock and not by `keep`: a thread that starts to work in the moment in which an answer is about to
+            # leave makes that answer wait.
             with self._lock:
-                self._lock.wait_for(lambda: self._waiting or self._stopping)
-                if not self._waiting:
+                self._lock.wait_for(lambda: self._stopping, SECONDS_BETWEEN_ROUNDS)
+                if self._stopping and not self._waiting:
                     return
-                sha256, data = self._waiting.popleft()
-            try:
-                outcome, reason = self._write(sha256, data), ""
-            except (OSError, ServingError) as error:
-                outcome, reason = "dropped", (isinstance(error, OSError) and error.strerror) or str(error)
-            with self._lock:
-                self._waiting_bytes -= len(data)
-                if outcome == "dropped":
-                    self._drop(reason)
-                else:
-                    self._counts[outcome] += 1
+            while item := self._next():
+                sha256, data = item
+                try:
+                    outcome, reason = self._write(sha256, data), ""
+                except (OSError, ServingError) as error:
+                    outcome, reason = "dropped", (isinstance(error, OSError) and error.strerror) or str(error)
+                with self._lock:
+                    self._waiting_bytes -= len(data)
+                    if outcome == "dropped":
+                        self._drop(reason)
+                    else:
+                        self._counts[outcome] += 1
+
+    def _next(self) -> tuple[str, bytes] | None:
+        with self._lock:
+            return self._waiting.popleft() if self._waiting else None
 
     def _write(self, sha256: str, data: bytes) -> str:
         """Write an image; "kept", or "known" where it was there. Raises OSError or ServingError where it has no place."""
         path = image_path(self._folder, sha256)
+        tmp = path.with_name(f".{sha256}.{self._tag}.tmp")
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_size == len(data):
                 os.utime(path)  # seen again: it counts as new when the oldest are removed
                 return "known"
         needed = _on_disk(len(data))
         used = self._make_room(needed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        disk = os.statvfs(path.parent)
-        if disk.f_bavail * disk.f_frsize < FREE_BYTES + needed:
-            raise OSError(f"under {FREE_BYTES >> 20} MiB of disk are free")
-        tmp = path.with_name(f".{sha256}.{self._tag}.tmp")
+        self._look_at_the_disk()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         try:
-            handle = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+            handle = os.open(tmp, flags, 0o640)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(tmp, flags, 0o640)
+        try:
             try:
                 if os.write(handle, data) != len(data):
                     raise OSError("the disk is full")
@@ -165,6 +174,16 @@ class ImageKeeper:
             raise
         self._used_bytes = used + needed
         return "kept"
+
+    def _look_at_the_disk(self) -> None:
+        """Raise OSError where the disk is nearly full; asks it once a second, in which no disk takes FREE_BYTES."""
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            disk = os.statvfs(self._folder)
+            if disk.f_bavail * disk.f_frsize < FREE_BYTES:
+                raise OSError(f"under {FREE_BYTES >> 20} MiB of disk are free")
+            self._next_look = now + 1
 
     def _make_room(self, needed: int) -> int:
         """Bytes in use once `needed` more fit below the bound. Raises OSError where they never do."""
