@@ -385,8 +385,24 @@ class _Http:
             )
 
     def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        data: bytes = self._translated(lambda: response.content.read(_PIECE_BYTES))
-        return data
+        import aiohttp
+
+        async def piece() -> bytes:
+            """What comes within half a second, up to a megabyte; a broken connection's last bytes come before its error."""
+            data = bytearray()
+            until = time.monotonic() + 0.5
+            try:
+                while len(data) < _PIECE_BYTES and time.monotonic() < until:
+                    if not (more := await response.content.readany()):
+                        break
+                    data += more
+            except (aiohttp.ClientError, TimeoutError):  # the next call meets it again
+                if not data:
+                    raise
+            return bytes(data)
+
+        read: bytes = self._translated(piece)
+        return read
 
     def _translated(self, act: Callable[[], Any]) -> Any:
         """The result of a coroutine; what it raises becomes a `_NetworkError`, worth another try, or a DataError."""
@@ -397,7 +413,7 @@ class _Http:
             return self._run(act)
         except aiohttp.ClientSSLError as error:
             raise DataError(
-                f"{self._url}: the server's certificate is refused ({_first_line(error)}); check the address and this clock."
+                f"{self._url} does not prove who it is ({_first_line(error)}); check the address, and this machine's clock."
             ) from error
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError) as error:
             if self._refused:
@@ -457,12 +473,15 @@ class _S3:
         # Without a cache each piece is a request of its own, with If-Match: one download is one version of the object.
         with self._translated(lambda: self._system.open(self._path, cache_type="none")) as file:
             info = file.details
+            if info["type"] != "file":
+                raise DataError(f"{self._url} is a folder there; give the key of an archive.")
             tag = str(info.get("ETag", ""))
             begins = start if tag and tag == validator and start <= info["size"] else 0
             file.seek(begins)
             yield _Reply(begins, info["size"], tag, lambda: self._translated(lambda: file.read(_S3_PIECE_BYTES)))
 
     def _translated(self, act: Callable[[], Any]) -> Any:
+        import aiohttp
         from botocore.exceptions import (  # type: ignore[import-untyped]
             BotoCoreError,
             NoCredentialsError,
@@ -478,7 +497,7 @@ class _S3:
                 f"{self._url} may not be read ({_first_line(error)}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a "
                 "profile, or give the https address of a public object."
             ) from error
-        except (OSError, BotoCoreError) as error:
+        except (OSError, BotoCoreError, aiohttp.ClientError) as error:
             raise _NetworkError(_first_line(error)) from error
 
 

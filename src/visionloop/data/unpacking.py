@@ -138,7 +138,7 @@ class PinnedFile:
         digest = hashlib.sha256()
         with self.open() as file:
             pieces = iter(lambda: file.read(_MEGABYTE), b"")
-            for piece in track(pieces, f"hash {self.path.name}, MB", -(-self.size_bytes // _MEGABYTE)):
+            for piece in track(pieces, f"hash {self.path.name[:40]}, MB", -(-self.size_bytes // _MEGABYTE)):
                 digest.update(piece)
         if digest.hexdigest() != sha256:
             raise DataError(
@@ -271,7 +271,7 @@ class _Zip:
             for info, end in zip(infos, following, strict=True):
                 if info.header_offset + _ZIP_HEADER_BYTES + info.compress_size > end:
                     judge.refuse_entry(info.filename, "shares bytes with the next one, as in an archive made to fill a disk")
-            for info in track(infos, f"check {self._file.path.name}", len(infos)):
+            for info in track(infos, f"check {self._file.path.name[:40]}", len(infos)):
                 self._judge(judge, opened, info)
         return judge.listing
 
@@ -403,7 +403,7 @@ class _Tar:
     def check(self) -> Listing:
         judge = _Judge(self._file, self._limits)
         megabytes = -(-self._file.size_bytes // _MEGABYTE)
-        for _ in track(self._judged(judge, megabytes), f"check {self._file.path.name}, MB", megabytes):
+        for _ in track(self._judged(judge, megabytes), f"check {self._file.path.name[:40]}, MB", megabytes):
             continue
         return judge.listing
 
