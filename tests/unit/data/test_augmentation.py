@@ -11,6 +11,7 @@ import torch
 
 from visionloop.config import load_params
 from visionloop.data.augmentation import augment_batch, columns
+from visionloop.data.mixing import mix_batch
 from visionloop.data.policy import AugmentPolicy
 
 
@@ -95,6 +96,19 @@ def test_no_float_tensor_is_ever_made(policy: dict[str, Any]) -> None:
     with Watch():  # type: ignore[no-untyped-call]
         run(batch(), **policy)
     assert floats == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here; the two tests above say why one would agree")
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_a_gpu_gives_the_same_bits(policy: dict[str, Any]) -> None:
+    images = batch(256, 32, 32)
+    changed = run(images.cuda(), **policy)
+    assert changed.is_cuda
+    assert torch.equal(changed.cpu(), run(images, **policy))
+    mixing = AugmentPolicy(mixup=0.4, cutmix=1.0)
+    mixed, reference = (mix_batch(part, mixing, np.random.default_rng(0)) for part in (images.cuda(), images))
+    assert torch.equal(mixed.images.cpu(), reference.images)
+    assert torch.equal(mixed.shares, reference.shares)
 
 
 def test_each_image_is_changed_by_itself() -> None:
