@@ -17,9 +17,10 @@ from pathlib import Path
 
 import psutil
 
-from pipeline import endpoints
+from pipeline import endpoints, watched
 from serving.server import free_port, preconditions
 from visionloop.config import ServeParams, load_params, load_section
+from visionloop.data.sources import check_source
 from visionloop.errors import ConfigError, VisionloopError
 
 LOCK = Path("requirements.lock")
@@ -97,7 +98,8 @@ def _pins() -> Iterator[Check]:
 
 def _params() -> Iterator[Check]:
     params = load_params()
-    if params.collect.source == "folder" and not Path(params.collect.path).is_dir():
+    check_source(params.collect)
+    if not Path(params.collect.path).is_dir():  # DVC looks at it whatever the source
         yield Check(
             "params", False, f"collect.path is {params.collect.path}, which is no folder; name the folder of your images."
         )
@@ -107,6 +109,11 @@ def _params() -> Iterator[Check]:
     for family in (params.train.cnn, params.train.vit):
         check_buildable(family.architecture, (params.preprocess.height, params.preprocess.width), family.options)
     yield Check("params", True, "params.yaml is valid.")
+
+
+def _images() -> Iterator[Check]:
+    found = watched.obstacles()
+    yield Check("images", not found, " ".join(found) or "DVC can read the folders that it watches.")
 
 
 def _triton() -> Iterator[Check]:
@@ -166,6 +173,7 @@ _CHECKS: tuple[tuple[str, Callable[[], Iterator[Check]]], ...] = (
     ("dvc", _dvc),
     ("pins", _pins),
     ("params", _params),
+    ("images", _images),
     ("permissions", _writable),
     ("disk", _disk),
     ("memory", _memory),

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import yaml
 
-from pipeline import process
+from pipeline import process, watched
 from visionloop.errors import BlockedError, PipelineError
-from visionloop.paths import DVC_YAML, RUN
+from visionloop.paths import DVC_YAML, PARAMS, RUN
 
 LOCK = RUN / "repro.lock"
 MARK = "VISIONLOOP_REPRO"  # environment variable of DVC and of every stage, so that orphans are found
@@ -68,6 +68,7 @@ def status(root: Path = Path()) -> list[str]:
     Raises:
         PipelineError: DVC refuses.
     """
+    _refuse_obstacles(root)
     changed = json.loads(_ask(["status", "--json"], root) or "{}")
     return [name for name in stage_names(root) if name in changed]
 
@@ -90,11 +91,18 @@ def reproduce(
     root = root.resolve()
     if not (root / DVC_YAML).exists():
         raise PipelineError(f"{root} has no dvc.yaml; run this in the project's folder.")
+    _refuse_obstacles(root)
     total = len(targets) if targets and single else len(stage_names(root))
     with locked(root):
         if orphans := process.reap(MARK, str(root)):
             on_line(f"{orphans} processes of an earlier, killed run were still alive; they are stopped now.")
         return _run(["repro", *(["--single-item"] if single else []), *(targets or [])], total, on_line, root)
+
+
+def _refuse_obstacles(root: Path) -> None:
+    """Say what DVC would fail on without naming the cure, or wait for without end."""
+    if (root / PARAMS).is_file() and (found := watched.obstacles(root)):
+        raise PipelineError(" ".join(found))
 
 
 def _literal_names(dvc_yaml: Path) -> list[str]:

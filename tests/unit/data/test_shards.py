@@ -5,23 +5,34 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from visionloop.data.shards import CollectSummary, append, read_bytes, read_images
-from visionloop.data.sources import Skipped, SourceImage
+from visionloop.data.sources.base import Skipped, SkipReason, SourceImage
 from visionloop.errors import ArtifactError, DataError
 from visionloop.files import sha256_bytes
 
 TIME = datetime(2026, 1, 1, tzinfo=UTC)
+LATER = datetime(2026, 5, 4, tzinfo=UTC)
 
 
 class ListSource:
-    """Images from a list; dies after `dies_after` of them."""
+    """Images from a list; dies of `death` after `dies_after` of them."""
 
-    def __init__(self, items: list[tuple[str, bytes]], name: str = "folder", dies_after: int | None = None) -> None:
-        self.name, self._items, self._dies_after = name, items, dies_after
-        self.skipped: list[Skipped] = []
+    def __init__(
+        self,
+        items: list[tuple[str, bytes]],
+        name: str = "folder",
+        dies_after: int | None = None,
+        death: BaseException | None = None,
+        skipped: list[Skipped] | None = None,
+        **said: Any,
+    ) -> None:
+        self.name, self._items, self._dies_after, self._said = name, items, dies_after, said
+        self._death = death or KeyboardInterrupt()
+        self.skipped: list[Skipped] = skipped or []
 
     def __len__(self) -> int:
         return len(self._items)
@@ -29,8 +40,8 @@ class ListSource:
     def __iter__(self) -> Iterator[SourceImage]:
         for index, (path, data) in enumerate(self._items):
             if index == self._dies_after:
-                raise KeyboardInterrupt
-            yield SourceImage(data, path.split("/")[0], path, TIME, None)
+                raise self._death
+            yield SourceImage(data, path.split("/")[0], path, **{"time": TIME, "split_hint": None, **self._said})
 
 
 def items(count: int, start: int = 0) -> list[tuple[str, bytes]]:
@@ -39,8 +50,8 @@ def items(count: int, start: int = 0) -> list[tuple[str, bytes]]:
     ]
 
 
-def collect(tmp_path: Path, source: ListSource, per_shard: int = 4) -> CollectSummary:
-    return append([source], tmp_path / "shards", tmp_path / "images.parquet", per_shard)
+def collect(tmp_path: Path, *sources: ListSource, per_shard: int = 4, share: float = 1.0) -> CollectSummary:
+    return append(sources, tmp_path / "shards", tmp_path / "images.parquet", per_shard, share)
 
 
 def files(tmp_path: Path) -> dict[str, bytes]:
@@ -114,6 +125,90 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     assert files(tmp_path / "killed") == files(tmp_path / "calm")
     killed, calm = (tmp_path / name / "images.parquet" for name in ("killed", "calm"))
     assert killed.read_bytes() == calm.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("death", "why"),
+    [
+        (OSError(5, "Input/output error"), "Input/output error"),
+        (ConnectionResetError("the other side hung up"), "the other side hung up"),
+        (DataError("x.tar: the archive is cut off; fetch it again."), "x.tar: the archive is cut off; fetch it again"),
+    ],
+)
+def test_a_failing_source_keeps_what_it_brought_and_goes_on(tmp_path: Path, death: Exception, why: str) -> None:
+    sentence = (
+        f"The source folder stopped after 11 of 20 images: {why}. 2 whole shards stay, and the next run goes on from there."
+    )
+    with pytest.raises(DataError) as caught:
+        collect(tmp_path / "failed", ListSource(items(20), dies_after=11, death=death))
+    assert str(caught.value) == sentence
+    assert len(files(tmp_path / "failed")) == 2
+    assert not (tmp_path / "failed/images.parquet").exists()
+    assert collect(tmp_path / "failed", ListSource(items(20))).new_images == 12  # the 8 of the whole shards stay
+    collect(tmp_path / "calm", ListSource(items(20)))
+    assert files(tmp_path / "failed") == files(tmp_path / "calm")
+
+
+def faults(count: int, reason: SkipReason) -> list[Skipped]:
+    return [Skipped(f"cat/{reason}{index}.jpg", reason) for index in range(count)]
+
+
+def test_single_bad_files_never_stop_the_run(tmp_path: Path) -> None:
+    source = ListSource(items(19), skipped=faults(1, "unreadable"))
+    assert collect(tmp_path, source, share=0.05).images == 19
+
+
+def test_more_bad_files_than_the_share_stop_it_with_counts_and_names(tmp_path: Path) -> None:
+    source = ListSource(items(14), skipped=[*faults(4, "unreadable"), *faults(2, "vanished")])
+    with pytest.raises(DataError) as caught:
+        collect(tmp_path, source, share=0.05)
+    assert str(caught.value) == (
+        "The source folder could not read 6 of 20 files (4 unreadable, 2 vanished), more than "
+        "collect.max_skipped_share = 0.05 allows: cat/unreadable0.jpg, cat/unreadable1.jpg, "
+        "cat/unreadable2.jpg, cat/unreadable3.jpg, cat/vanished0.jpg, …. Look at these files, or raise the share."
+    )
+
+
+def test_what_was_never_meant_as_an_image_is_no_fault(tmp_path: Path) -> None:
+    kinds: tuple[SkipReason, ...] = ("hidden", "not_an_image", "no_class", "symlink", "no_label", "outside", "empty_class")
+    source = ListSource(items(2), skipped=[one for kind in kinds for one in faults(50, kind)])
+    assert collect(tmp_path, source, share=0).images == 2
+
+
+def test_two_sources_stand_side_by_side_and_each_grows_alone(tmp_path: Path) -> None:
+    summary = collect(tmp_path, ListSource(items(6)), ListSource(items(3), name="feedback"))
+    assert summary.images_by_source == (("folder", 6), ("feedback", 3))
+    before = files(tmp_path)
+    summary = collect(tmp_path, ListSource(items(6)), ListSource(items(5), name="feedback"))
+    assert (summary.images, summary.new_images, summary.new_shards) == (11, 2, 1)
+    assert {name: data for name, data in files(tmp_path).items() if name in before} == before
+    assert [row.source for row in read_images(tmp_path / "images.parquet")].count("feedback") == 5
+
+
+def test_provenance_is_kept_and_follows_the_source_without_a_new_shard(tmp_path: Path) -> None:
+    collect(tmp_path, ListSource(items(3), group="patient 1", labelled_by="Éva", split_hint="train"))
+    before = files(tmp_path)
+    (row, *_) = read_images(tmp_path / "images.parquet")
+    assert (row.group, row.labelled_by, row.split_hint, row.source) == ("patient 1", "Éva", "train", "folder")
+    changed = ListSource(items(3), group="patient 2", labelled_by="Jan", split_hint="test", time=LATER, time_stated=True)
+    assert collect(tmp_path, changed).new_images == 0
+    assert files(tmp_path) == before
+    (row, *_) = read_images(tmp_path / "images.parquet")
+    assert (row.group, row.labelled_by, row.split_hint, row.time) == ("patient 2", "Jan", "test", LATER)
+
+
+def test_a_file_time_that_copying_changed_is_not_taken_over(tmp_path: Path) -> None:
+    collect(tmp_path, ListSource(items(3)))
+    collect(tmp_path, ListSource(items(3), time=LATER))
+    assert {row.time for row in read_images(tmp_path / "images.parquet")} == {TIME}
+
+
+def test_100_more_images_are_one_new_shard_of_100(tmp_path: Path) -> None:
+    collect(tmp_path, ListSource(items(6_000)), per_shard=4096)
+    before = files(tmp_path)
+    summary = collect(tmp_path, ListSource(items(6_100)), per_shard=4096)
+    assert (summary.new_images, summary.new_shards, summary.shards) == (100, 1, 3)
+    assert {name: data for name, data in files(tmp_path).items() if name in before} == before
 
 
 def test_what_kill_9_left_is_removed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -19,6 +20,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("params.yaml", "dvc.yaml", "requirements.lock"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / ".dvc").mkdir()
+    (tmp_path / "data/raw").mkdir(parents=True)
     shutil.copy(ROOT / ".dvc/config", tmp_path / ".dvc/config")
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     monkeypatch.chdir(tmp_path)
@@ -47,6 +49,18 @@ def test_a_wrong_parameter_is_named(folder: Path) -> None:
     params = folder / "params.yaml"
     params.write_text(params.read_text().replace("  keep_days:", "  keep_day:"))
     assert "did you mean 'keep_days'?" in failed()["params"]
+
+
+def test_a_missing_folder_a_wrong_source_and_a_pipe_among_the_images_are_named(folder: Path) -> None:
+    os.mkfifo(folder / "data/raw/pipe.jpg")
+    assert failed() == {
+        "images": "data/raw/pipe.jpg is a pipe, socket or device, which DVC cannot hash; remove or rename it."
+    }
+    shutil.rmtree(folder / "data/raw")
+    assert failed() == {"params": "collect.path is data/raw, which is no folder; name the folder of your images."}
+    text = (folder / "params.yaml").read_text()
+    (folder / "params.yaml").write_text(text.replace("source: digits", "source: foldr"))
+    assert failed() == {"params": "collect.source: there is no source 'foldr'; did you mean 'folder'?"}
 
 
 def test_no_repository_and_no_dvc(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
