@@ -416,3 +416,25 @@ def test_a_pull_that_holds_labels_back_exits_with_2(store: Store) -> None:
     assert "60 labels of one are held back" in done.stdout
     assert not list(FEEDBACK.glob("*.parquet"))
     assert "60 labelled images are in" in _cli("feedback", "pull", "--anyway", code=0).stdout
+
+
+def test_a_retraining_pulls_before_it_trains(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline import flows
+
+    seen: list[int] = []
+
+    def train() -> list[str]:
+        seen.append(len(list(FEEDBACK.glob("*.parquet"))))
+        return []
+
+    monkeypatch.setattr(flows, "pull_labels", flows.pull_labels.fn)  # the task's function, without a Prefect server
+    monkeypatch.setattr(flows, "train", train)
+    _answer(store, "a")
+    feedback.label(store, "a", "grün", "one")
+    assert flows.retrain.fn(reason="drift") == "unchanged"
+    assert seen == [1]
+    params = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(params.replace("  feedback: true", "  feedback: false"))
+    feedback.label(store, "a", "blau", "one")
+    flows.retrain.fn()
+    assert seen == [1, 1]
