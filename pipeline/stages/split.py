@@ -7,25 +7,25 @@ from visionloop.config import SplitParams, load_section
 from visionloop.data import splitting
 from visionloop.files import write_json
 from visionloop.paths import CLEAN, SPLIT, SPLIT_REPORT
-from visionloop.records import CleanRow
-from visionloop.tables import read_rows
 
 
 def main() -> None:
     params = load_section(SplitParams)
-    images = read_rows(CLEAN, CleanRow)
-    previous = splitting.read_ledger(SPLIT, images)
-    rows = splitting.assign(images, params, previous)
-    splitting.check(rows, splitting.frozen_test(images, previous))
-    numbers = splitting.summary(rows, params, previous)
+    kept = splitting.read_kept(CLEAN)
+    previous = splitting.read_ledger(SPLIT, kept)
+    rows = splitting.assign(kept, params, previous)
+    splitting.check(rows, kept, params, splitting.frozen_test(kept, previous))
+    numbers = splitting.summary(rows, kept, params, previous)
     splitting.write_split(SPLIT, rows, params, previous)
     write_json(SPLIT_REPORT, numbers)
 
+    for warning in numbers["warnings"]:
+        print(f"warning: {warning}")
     print(f"train {numbers['train']:,}, val {numbers['val']:,}, test {numbers['test']:,} images, no leak -> {SPLIT}")
     if previous.redraws(params):
         print(
-            f"seed or shares have changed: train and val are drawn anew, the {numbers['kept_in_test']:,} images that were "
-            f"test stay test; remove {SPLIT} for a wholly new split"
+            "seed, shares or order have changed: train and val are drawn anew, the "
+            f"{numbers['kept_in_test']:,} images that were test stay test; remove {SPLIT} for a wholly new split"
         )
     elif previous.splits:
         print(f"{numbers['kept_in_test']:,} images that were test stay test; new images filled the quotas")

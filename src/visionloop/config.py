@@ -88,8 +88,7 @@ class CleanParams(Section):
     min_side_pixels: int = Field(ge=1, le=10_000, description="a shorter side is `too_small`")
     max_megapixels: float = Field(gt=0, le=1000, description="more is `too_large`, refused before decoding")
     blank_contrast: float = Field(ge=0, le=127.5, description="a standard deviation of gray below this is `blank`")
-    near_duplicate_hash_bits: int = Field(ge=0, le=16, description="perceptual hashes this close are candidates")
-    near_duplicate_error: float = Field(ge=0, le=1, description="and confirmed at up to this distance of small copies")
+    near_duplicate_error: float = Field(ge=0, le=1, description="two pictures this close are the same one")
     reject: Annotated[tuple[CleanReason, ...], BeforeValidator(_tuple)] = Field(description="reasons that reject an image")
     outliers: bool = Field(description="look for images that are foreign to the set")
     suspect_labels: bool = Field(description="look for wrong labels by models that never saw the image")
@@ -109,9 +108,16 @@ class SplitParams(Section):
     val: Share = Field(description="share to stop early and to calibrate on")
     test: Share = Field(description="share that is never learnt from")
     seed: Seed = Field(description="another seed, another split")
+    by_group: bool = Field(description="images of one group of their source stand on one side")
+    time_gap_seconds: float = Field(ge=0, le=31_536_000, description="so do images of a source taken this close; 0: off")
+    newest_in_test: bool = Field(description="the newest images of a class are test, the next val; else content decides")
+    folds: int = Field(ge=0, le=50, description="of the k-fold assignment of train and val images; 0 for none")
+    max_difference: Share = Field(description="between train and another side, beyond which the run warns")
 
     @model_validator(mode="after")
     def _sum_to_one(self) -> SplitParams:
+        if self.folds == 1:
+            raise ValueError("folds is 1, which leaves nothing to learn from; it must be 0 or at least 2")
         total = self.train + self.val + self.test
         if not math.isclose(total, 1, abs_tol=1e-6):
             raise ValueError(f"train, val and test sum to {total:g}; they must sum to 1")

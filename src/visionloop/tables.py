@@ -73,6 +73,18 @@ def read_rows(path: Path, kind: type[RowT]) -> list[RowT]:
     return rows
 
 
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """The columns of `schema` as they lie in the file, for code that works on whole columns.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or of other columns.
+    """
+    try:
+        return pq.read_table(path, columns=schema.names).select(schema.names).cast(schema)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise _unreadable(path, error) from error
+
+
 def rows_of(table: pa.Table, kind: type[RowT], pool: dict[str, str] | None = None) -> list[RowT]:
     """The rows of a table that has at least the columns of `kind`.
 

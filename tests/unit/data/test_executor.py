@@ -338,6 +338,12 @@ def test_a_worker_that_would_work_otherwise_is_refused(spoil: str, sentence: str
         assert re.search(sentence, refusal(scheduler))
 
 
+@pytest.fixture(autouse=True)
+def _sources_as_they_are_now() -> None:
+    """Workers that start now read the sources of now; what was read at the start of the run may be edited since."""
+    cluster_module.code_digest.cache_clear()
+
+
 def test_the_loss_of_the_last_worker_is_a_sentence(scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_module, "LOST_SECONDS", 0.5)
     with (
@@ -357,7 +363,11 @@ def test_the_loss_of_the_last_worker_is_a_sentence(scheduler: str, monkeypatch: 
 def test_the_loss_of_the_scheduler_is_a_sentence(tmp_path: Path) -> None:
     file = tmp_path / "scheduler.json"
     command = [sys.executable, "-m", "dask", "scheduler", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with (
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process,
+        contextlib.ExitStack() as ending,
+    ):
+        ending.callback(process.kill)
         while not file.exists() or not file.read_text():
             time.sleep(0.05)
         found = json.loads(file.read_text())["address"]
