@@ -36,6 +36,14 @@ def test_a_missing_dep_and_a_missing_section_are_found(tmp_path: Path) -> None:
     assert found["split"].needless_params == ("clean",)
 
 
+def test_every_source_is_a_dep_of_collect_since_one_is_opened_by_its_name() -> None:
+    folder = ROOT / "src/visionloop/data/sources"
+    files = {str(file.relative_to(ROOT)) for file in folder.glob("*.py")}
+    assert len(files) > 8
+    assert files <= dependencies.stage_modules("collect", ROOT)
+    assert not any(file in dependencies.stage_modules("clean", ROOT) for file in files)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_stage_script_and_command_share_the_name(stage: str) -> None:
     body = STAGES[stage].get("do", STAGES[stage])
