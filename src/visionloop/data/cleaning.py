@@ -76,7 +76,7 @@ class Near:
     """Which images resemble an earlier one, an array per number, a value per image."""
 
     of: IntArray  # position of the closest earlier image that it resembles, else -1
-    error: FloatArray  # see `duplicates.pixel_error`
+    error: FloatArray  # see `duplicates.picture_error`
     bits: IntArray  # of the hashes that differ
     mirrored: BoolArray
     cluster: IntArray  # position of the first image among its exact and near duplicates
