@@ -7,7 +7,7 @@ What:    photo-like JPEGs of 256 pixels from a seed, in ten class folders, or a 
          not in our epoch: its seconds stand beside, with the number of epochs that it takes to pay for itself.
 Command: python -m benchmarks.loading --tools-python PYTHON [--folder FOLDER] [--images 3000] [--rounds 5]
          (PYTHON: of an environment made from benchmarks/requirements.lock)
-Result:  RESULT
+Result:  in the file below.
 Writes:  benchmarks/results/loading.json
 """
 
