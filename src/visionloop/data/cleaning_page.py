@@ -284,7 +284,7 @@ p { margin: .2rem 0 .8rem; color: var(--soft); } [hidden] { display: none !impor
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: right; padding: .25rem .4rem; border-bottom: 1px solid var(--line);
   font-variant-numeric: tabular-nums; }
-th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; min-width: 6rem; }
+th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; min-width: 7rem; }
 th { color: var(--soft); font-weight: 500; }
 td.bar { width: 40%; } .bar div { display: flex; height: .7rem; }
 .bar i { background: var(--keep); } .bar b { background: var(--reject); }
