@@ -72,7 +72,20 @@ def test_the_shipped_file_is_right_and_a_section_is_read_alone() -> None:
         ("split.test", "-0.1", "'split.test' is -0.1; it must be at least 0."),
         ("split.train", "0.69", "section 'split': train, val and test sum to 0.99; they must sum to 1."),
         ("split.train", "0.9", "section 'split': train, val and test sum to 1.2; they must sum to 1."),
+        ("split.folds", "1", "section 'split': folds is 1, which leaves nothing to learn from; it must be 0 or at least 2."),
+        ("split.folds", "51", "'split.folds' is 51; it must be at most 50."),
+        ("split.time_gap_seconds", "-1", "'split.time_gap_seconds' is -1; it must be at least 0."),
+        ("split.by_group", "on", "'split.by_group' is 'on'; it must be true or false."),
+        ("split.max_difference", "10", "'split.max_difference' is 10; it must be at most 1."),
+        ("split.val", "0", "section 'split': train, val and test sum to 0.8; they must sum to 1."),
         ("compute.workers", "10000", "'compute.workers' is 10000; it must be at most 256."),
+        ("compute.workers", "-1", "'compute.workers' is -1; it must be at least 0."),
+        ("compute.dask", "8786", "'compute.dask' is 8786; it must be text."),
+        (
+            "compute.dask",
+            "localhost",
+            "'compute.dask' is 'localhost'; it must be the address of a Dask scheduler, as tcp://host:8786, or null.",
+        ),
         ("augment.horizontal_flip", "yes", "'augment.horizontal_flip' is 'yes'; it must be true or false."),
         ("quantize.max_accuracy_drop", "1.5", "'quantize.max_accuracy_drop' is 1.5; it must be at most 1."),
         ("quantize.operators.vit", "[]", "'quantize.operators.vit' is []; it must not be empty."),
@@ -183,6 +196,31 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     assert of_file() == f"{path} has over 1 MiB; a params file has a few kilobytes."
     path.write_bytes(b"\xef\xbb\xbf" + TEXT.encode())  # a byte-order mark does no harm
     assert load_params(path) == load_params(ROOT / "params.yaml")
+
+
+def test_a_side_without_a_share_is_refused() -> None:
+    tree = yaml.safe_load(TEXT)
+    tree["split"].update(train=0.8, val=0.2, test=0)
+    assert refusal(yaml.safe_dump(tree)) == "params.yaml: section 'split': train, val and test must each be above 0."
+
+
+@pytest.mark.parametrize("address", ["tcp://scheduler:8786", "tls://10.0.0.1:8786", "tcp://[::1]:8786"])
+def test_an_address_of_a_dask_scheduler_is_read(address: str) -> None:
+    assert parse_params(changed("compute.dask", address)).compute.dask == address
+
+
+def test_the_environment_changes_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("EPOCHS", "TRAIN_EPOCHS", "TRAIN__EPOCHS", "VISIONLOOP_TRAIN_EPOCHS", "VISIONLOOP_TRAIN__EPOCHS"):
+        monkeypatch.setenv(name, "many")
+    assert load_params(ROOT / "params.yaml") == parse_params(TEXT)
+
+
+def test_a_file_of_64_megabytes_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    with path.open("wb") as file:
+        file.truncate(64 << 20)  # a hole: nothing is written, and nothing is to be read
+    with pytest.raises(ConfigError, match="has over 1 MiB; a params file has a few kilobytes"):
+        load_params(path)
 
 
 def test_min_rows_above_the_window_is_refused() -> None:
