@@ -15,6 +15,7 @@ from visionloop.config import CollectParams
 from visionloop.data.sources import open_source
 from visionloop.data.sources.digits import DigitsSource
 from visionloop.data.sources.folder import FolderSource
+from visionloop.data.sources.layout import place
 from visionloop.errors import DataError
 from visionloop.preprocess import decode
 
@@ -145,3 +146,64 @@ def test_no_folder_no_class_and_no_image_say_what_is_expected(tmp_path: Path, ma
 def test_images_without_a_class_folder_are_refused(write: Write) -> None:
     with pytest.raises(DataError, match=r"holds no image in a class folder"):
         FolderSource(write({"a.jpg": b"1", "b.jpg": b"2"}))
+
+
+def test_odd_file_names_are_kept_as_they_are(write: Write) -> None:
+    names = ["a\nb.jpg", "é" * 120 + ".jpg", "😀 '\"&<x>.jpg", "..jpg.jpg.JPG", "x;rm -rf.jpg"]
+    root = write({f"cat/{name}": name.encode() for name in names})
+    source = FolderSource(root)
+    assert {image.path: image.data for image in source} == {
+        f"cat/{name}": name.encode() for name in names if not name.startswith(".")
+    }
+    assert skipped(source) == {"cat/..jpg.jpg.JPG": "hidden"}
+
+
+def test_a_file_that_grows_while_it_is_read_is_skipped(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write({"cat/a.jpg": b"12", "cat/b.jpg": b"3"})
+    source, fstat, asked = FolderSource(root), os.fstat, list[int]()
+
+    def and_another_program_writes(handle: int) -> os.stat_result:
+        asked.append(handle)
+        found = fstat(handle)
+        if len(asked) == 1:  # a.jpg, before it is read
+            with (root / "cat/a.jpg").open("ab") as file:
+                file.write(b"more")
+        return found
+
+    monkeypatch.setattr("os.fstat", and_another_program_writes)
+    assert [image.path for image in source] == ["cat/b.jpg"]
+    assert skipped(source) == {"cat/a.jpg": "changed"}
+
+
+def test_a_file_that_cannot_be_opened_is_skipped(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, opened = FolderSource(write({"cat/a.jpg": b"1", "cat/b.jpg": b"2"})), os.open
+
+    def denied(path: str, flags: int) -> int:
+        if path.endswith("a.jpg"):
+            raise PermissionError(13, "Permission denied")
+        return opened(path, flags)
+
+    monkeypatch.setattr("os.open", denied)  # root may read anything, so a file mode would not do
+    assert [image.path for image in source] == ["cat/b.jpg"]
+    assert skipped(source) == {"cat/a.jpg": "unreadable"}
+
+
+def test_a_class_of_one_image_and_the_same_image_in_two_classes_come_in(write: Write) -> None:
+    source = FolderSource(write({"cat/a.jpg": b"1", "dog/a.jpg": b"1", "bee/deep/nested/c.jpg": b"2"}))
+    assert [(image.label, image.data) for image in source] == [("bee", b"2"), ("cat", b"1"), ("dog", b"1")]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["cat/a.jpg", "dog/b.jpg"], [("cat", None), ("dog", None)]),
+        (["photos/cat/a.jpg", "photos/dog/b.jpg", "README.md"], [("cat", None), ("dog", None)]),
+        (["x/y/train/cat/a.jpg", "x/y/Test/cat/b.jpg"], [("cat", "test"), ("cat", "train")]),
+        (["train/cat/a.jpg", "train/cat/b.jpg"], [("cat", "train"), ("cat", "train")]),
+        (["cat/a.jpg"], [("cat", None)]),
+        ([f"{'c' * 300}/a.jpg"], [("c" * 300, None)]),
+    ],
+)
+def test_an_archive_s_outer_folders_are_not_looked_at(names: list[str], expected: list[tuple[str, str | None]]) -> None:
+    placed, _ = place(names, where="x.zip", strip_root=True)
+    assert [(one.label, one.side) for one in placed] == expected
