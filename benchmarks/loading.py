@@ -3,8 +3,8 @@
 What:    photo-like JPEGs of 256 pixels from a seed, in ten class folders, or a folder of photos. Every loader brings an
          epoch of shuffled uint8 batches of 256 images of 64 pixels, each shifted by up to 8 pixels and mirrored at random.
          The others decode in two worker processes; ours maps the arrays that stage `augment` packed, in this process. An
-         The others decode in two worker processes; ours maps the arrays that stage `augment` packed, in this process. An
-         not in our epoch: its seconds stand beside, with the number of epochs that it takes to pay for itself.
+         epoch at a time, in turns; a figure is the median of the rounds. The files are in the page cache for all. Packing,
+         in one thread, is not in our epoch: its seconds stand beside, with the number of epochs that pay for it.
 Command: python -m benchmarks.loading --tools-python PYTHON [--folder FOLDER] [--images 3000] [--rounds 5]
          (PYTHON: of an environment made from benchmarks/requirements.lock)
 Result:  in the file below.
