@@ -1,8 +1,8 @@
-"""What one of imagededup's hashes, used plainly, finds in a flat folder.
+"""What one of imagededup's hashes, used plainly, finds in a flat folder; not its CNN, which downloads weights.
 
 Runs in the environment of benchmarks/requirements.lock: `python find_duplicates.py PHash|DHash|WHash|AHash FOLDER OUTPUT`.
 OUTPUT is JSON: {"hash_seconds": s, "search_seconds": s, "pairs": n, "of_copies": [[name, name]]}, the last only those pairs
-in which a name starts with "copy". Imports nothing of visionloop. Does not cover imagededup's CNN, which downloads its weights.
+in which a name starts with "copy". Imports nothing of visionloop.
 """
 
 from __future__ import annotations
