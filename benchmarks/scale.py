@@ -1,9 +1,9 @@
 """Whether a million images go through the data stages in bounded memory, and whether the time grows like their number.
 
 What:    N JPEGs of 32 pixels from a seed, as Parquet files of the Hugging Face layout: 100 classes, each picture a mix of
-         its class's pattern and of its own one; every fiftieth is the one before it, encoded anew. Then collect, clean, split
-         and augment as the processes that DVC starts, in a temporary project with the shipped params but for the source and
-         32 pixels. A stage's memory is the sum over its process tree, four times a second, the largest sum:
+         its class's pattern and of its own one; every fiftieth is the one before it, encoded anew. Then collect, clean,
+         split and augment as the processes that DVC starts, in a temporary project with the shipped params but for the
+         source and 32 pixels. A stage's memory is the sum over its process tree, four times a second, the largest sum:
            gb_rss  resident pages; a page that two processes share, or a part of a mapped file, counts in each
            gb_pss  the same with a shared page divided among those that share it: what the stage takes from the machine
          Page cache that no process maps is in neither.
