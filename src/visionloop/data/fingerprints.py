@@ -38,8 +38,8 @@ def perceptual_hashes(gray: npt.NDArray[np.float32]) -> tuple[int, int]:
     The DCT hash of Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions" (2010). Scaling, re-encoding
     and a change of brightness move a few bits. Mirroring an image turns the sign of its odd horizontal terms.
     """
-    terms = _DCT @ gray @ _DCT.T
-    return _bits(terms), _bits((terms * _MIRROR).astype(np.float32))
+    terms = np.asarray(_DCT @ gray @ _DCT.T, dtype=np.float32)
+    return _bits(terms), _bits(np.asarray(terms * _MIRROR, dtype=np.float32))
 
 
 def _bits(terms: npt.NDArray[np.float32]) -> int:
