@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from visionloop.config import CleanParams
+from visionloop.data.embedding import one_thread_blas
 from visionloop.data.thumbs import THUMB_SIDE, Thumbs
 from visionloop.preprocess import PixelArray
 
@@ -36,7 +37,7 @@ _INNER = 0.04
 _COSINE = 0.96
 _TREES = 6
 _LEAF = 256
-_PARTNERS = 6  # the nearest in a leaf; more make 100,000 equal pictures slow and add nothing to their group
+_PARTNERS = 6  # the nearest in a leaf: work in a crowd of equal pictures grows with this number
 _LEAVES = 32  # compared at a time
 _DIRECTIONS = 12  # principal axes that the trees cut along
 
@@ -45,10 +46,10 @@ _PAIRS = 256  # at a time: they fit into the cache
 _THREADS = 2
 _SIDE = THUMB_SIDE // 2
 _NOISE = 0.5  # gray levels squared: what is finer than rounding is no structure
-_HOPELESS = 0.7  # such a distance is not mended by colour and full size
+_HOPELESS = 0.7  # a pair this far apart in gray at half size is not looked at in colour and at full size
 _ITERATIONS = 3
 _MOST_SHIFT = 1.6  # of 16 pixels: 10 % of the picture
-_GRAY_SPREAD = 4  # mean difference of the largest and the smallest channel; JPEG leaves up to about 3 in a gray picture
+_GRAY_SPREAD = 4  # mean difference of the largest and the smallest channel; JPEG leaves some in a gray picture
 _WHOLE_WEIGHT = 1.5  # the fine structure of the same picture differs more than the whole, which still must agree
 _LOOSE = 1.5  # times the limit, between a group's first image and the others: two crops of one picture
 
@@ -87,7 +88,14 @@ def near_pairs(
     Returns:
         Positions in 0..N-1, sorted by the first, then the second.
     """
-    limit = params.near_duplicate_error
+    # Thousands of small products: threads of BLAS would spend their time in waiting for each other.
+    with one_thread_blas():
+        return _near_pairs(hashes, mirrored, thumbs, usable, params.near_duplicate_error)
+
+
+def _near_pairs(
+    hashes: npt.NDArray[np.uint64], mirrored: npt.NDArray[np.uint64], thumbs: Thumbs, usable: IntArray, limit: float
+) -> NearPairs:
     first, second, flipped = candidates(thumbs, usable)
     error = _errors(thumbs, usable[first], usable[second], flipped, limit)
     close = np.flatnonzero(error <= limit)
