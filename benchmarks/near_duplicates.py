@@ -116,14 +116,16 @@ def ours(folder: Path, work: Path) -> dict[str, Any]:
     files = sorted(folder.iterdir())
     start = time.perf_counter()
     with ProcessPoolExecutor(2) as pool:
-        found = list(pool.map(fingerprint_of, files, chunksize=256))
+        found, sides = zip(*pool.map(fingerprint_of, files, chunksize=256), strict=True)
     hashed = time.perf_counter()
     with Thumbs(len(files), work) as thumbs:
         for index, one in enumerate(found):
             thumbs.put(index, one.thumb)
         hashes = np.array([one.hash for one in found], dtype=np.uint64)
         mirrored = np.array([one.mirrored_hash for one in found], dtype=np.uint64)
-        pairs = near_pairs(hashes, mirrored, thumbs, np.arange(len(files)), params=load_params().clean)
+        pairs = near_pairs(
+            hashes, mirrored, thumbs, np.arange(len(files)), sides=np.array(sides), params=load_params().clean
+        )
     searched = time.perf_counter()
     names = [sorted((files[a].name, files[b].name)) for a, b in zip(pairs.first, pairs.second, strict=True)]
     return {
@@ -134,10 +136,10 @@ def ours(folder: Path, work: Path) -> dict[str, Any]:
     }
 
 
-def fingerprint_of(path: Path) -> Fingerprint:
-    """Decode and recognise one file."""
+def fingerprint_of(path: Path) -> tuple[Fingerprint, int]:
+    """Decode and recognise one file; also its shorter side in pixels."""
     image = Image.open(io.BytesIO(path.read_bytes())).convert("RGB")
-    return fingerprint(image)
+    return fingerprint(image), min(image.size)
 
 
 def theirs(python: Path, method: str, folder: Path, output: Path) -> dict[str, Any]:

@@ -425,7 +425,8 @@ def _conflicts(
 def _resemblance(measures: Measures, thumbs: Thumbs, usable: IntArray, original: IntArray, params: CleanParams) -> Near:
     """Near duplicates among `usable`, and the clusters of all images."""
     count = len(measures)
-    pairs = near_pairs(measures.hash, measures.mirrored_hash, thumbs, usable, params=params)
+    sides = np.minimum(measures.width_pixels, measures.height_pixels).astype(np.int64)
+    pairs = near_pairs(measures.hash, measures.mirrored_hash, thumbs, usable, sides=sides, params=params)
     near = Near(
         of=np.full(count, -1, dtype=np.int64),
         error=np.zeros(count, dtype=np.float32),
