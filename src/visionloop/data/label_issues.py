@@ -19,13 +19,15 @@ from visionloop.data.embedding import FloatArray, IntArray, all_alike, one_threa
 
 FOLDS = 5
 MIN_IMAGES = 50
-# cleanlab suspects every hard picture where the classifier is weak: 1 in 5 is right on CIFAR-10.
-# Under this probability of the given label it is 1 in 2, and F1 is near its best on CIFAR-10, clothing and digits alike.
+# cleanlab suspects every hard picture where the classifier is weak: 1 in 5 is right on CIFAR-10. Under this probability of the
+# given label it is 1 in 2. Chosen where F1 was near its best on CIFAR-10, clothing and digits with 5 % of wrong labels planted.
 SUSPECT_QUALITY = 0.03
 _CENTRES = 3000
 _SCALE = np.float32(0.2)  # of the distance, in units of the features' root mean square
 _RIDGE = 0.2
 _BLOCK = 4096
+_CALIBRATED = 20_000  # images that set the one number of the temperature
+_JUDGED_AT_ONCE = 100_000  # cleanlab copies the probabilities several times: 0.4 GB each for a million images of 100 classes
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,7 @@ def find_label_issues(features: FloatArray, labels: IntArray, groups: IntArray, 
     chosen = features if len(judged) == count else features[judged]  # a copy is a gigabyte for a million images
     probabilities = out_of_fold(chosen, compact, groups[judged], len(names), seed)
 
-    from cleanlab.filter import find_label_issues as judge
-
-    found = judge(compact, probabilities, filter_by="prune_by_class", n_jobs=1)
+    found = _pruned(compact, probabilities, seed)
     quality[judged] = probabilities[np.arange(len(judged)), compact].clip(0, 1).round(4)
     answer = probabilities.argmax(axis=1)
     suspect[judged] = found & (answer != compact) & (quality[judged] < SUSPECT_QUALITY)
@@ -129,14 +129,14 @@ def out_of_fold(features: FloatArray, labels: IntArray, groups: IntArray, classe
             return np.asarray(cho_solve(factor, answer - answers[k], check_finite=False), dtype=np.float32)
 
         weights = list(parallel(solve, range(FOLDS)))
-        scores = np.empty((len(labels), classes))
+        scores = np.empty((len(labels), classes), dtype=np.float32)
         for start in range(0, len(labels), _BLOCK):
             block = slice(start, start + _BLOCK)
             answers_of = kernel(features[block])
             for k in range(FOLDS):
                 mine = fold[block] == k
                 scores[block][mine] = answers_of[mine] @ weights[k] + share
-    return _calibrated(scores, labels)
+    return _calibrated(scores, labels, rng)
 
 
 def _lower(near: npt.NDArray[np.float64], tile: slice) -> npt.NDArray[np.float64]:
@@ -162,13 +162,31 @@ def _folds(labels: IntArray, groups: IntArray, rng: np.random.Generator) -> IntA
     return fold[place]
 
 
-def _calibrated(scores: npt.NDArray[np.float64], labels: IntArray) -> FloatArray:
-    """Softmax at the temperature that makes the given labels likeliest."""
+def _calibrated(scores: FloatArray, labels: IntArray, rng: np.random.Generator) -> FloatArray:
+    """Softmax of `scores`, in their place, at the temperature that makes the given labels of a sample likeliest."""
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
 
+    sample = np.sort(rng.permutation(len(labels))[:_CALIBRATED])
+    seen, given = scores[sample].astype(np.float64), labels[sample]
+
     def loss(log_scale: float) -> float:
-        return float(-log_softmax(np.exp(log_scale) * scores, axis=1)[np.arange(len(labels)), labels].mean())
+        return float(-log_softmax(np.exp(log_scale) * seen, axis=1)[np.arange(len(given)), given].mean())
 
     best = minimize_scalar(loss, bounds=(-3, 8), method="bounded").x
-    return np.asarray(np.exp(log_softmax(np.exp(best) * scores, axis=1)), dtype=np.float32)
+    for start in range(0, len(scores), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        scores[block] = np.exp(log_softmax(np.exp(best) * scores[block].astype(np.float64), axis=1))
+    return scores
+
+
+def _pruned(labels: IntArray, probabilities: FloatArray, seed: int) -> npt.NDArray[np.bool_]:
+    """What cleanlab prunes by class, judged in samples of a size that it holds in memory; all at once up to 100,000 images."""
+    from cleanlab.filter import find_label_issues as judge
+
+    found = np.zeros(len(labels), dtype=bool)
+    parts = -(-len(labels) // _JUDGED_AT_ONCE)
+    order = np.random.default_rng(seed).permutation(len(labels)) if parts > 1 else np.arange(len(labels))
+    for part in np.array_split(order, parts):
+        found[part] = judge(labels[part], probabilities[part], filter_by="prune_by_class", n_jobs=1)
+    return found
