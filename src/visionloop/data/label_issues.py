@@ -19,8 +19,8 @@ from visionloop.data.embedding import FloatArray, IntArray, all_alike, one_threa
 
 FOLDS = 5
 MIN_IMAGES = 50
-# cleanlab suspects every hard picture where the classifier is weak: 1 in 5 is right on CIFAR-10. Under this probability of the
-# given label it is 1 in 2. Chosen where F1 was near its best on CIFAR-10, clothing and digits with 5 % of wrong labels planted.
+# cleanlab suspects every hard picture where the classifier is weak: 1 in 5 is right on CIFAR-10. Under this probability of
+# the given label it is 1 in 2. Chosen where F1 was near its best on CIFAR-10, clothing and digits with 5 % of wrong labels.
 SUSPECT_QUALITY = 0.03
 _CENTRES = 3000
 _SCALE = np.float32(0.2)  # of the distance, in units of the features' root mean square
@@ -181,7 +181,7 @@ def _calibrated(scores: FloatArray, labels: IntArray, rng: np.random.Generator) 
 
 
 def _pruned(labels: IntArray, probabilities: FloatArray, seed: int) -> npt.NDArray[np.bool_]:
-    """What cleanlab prunes by class, judged in samples of a size that it holds in memory; all at once up to 100,000 images."""
+    """What cleanlab prunes by class, judged in samples that fit into memory; all at once up to 100,000 images."""
     from cleanlab.filter import find_label_issues as judge
 
     found = np.zeros(len(labels), dtype=bool)
