@@ -13,14 +13,17 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline import summary
 from visionloop.errors import ArtifactError, VisionloopError
 from visionloop.files import write_text
 
 README = Path("README.md")
-DIGITS = Path("benchmarks/results/digits_accuracy.json")
+RESULTS = Path("benchmarks/results")
+SETS = {"cifar": "CIFAR-10", "clothing": "clothing photos"}  # what planted_faults.py was given
 # Files and folders in the order in which data flow; what is not named follows by name.
 TOP = {
     "dvc.yaml": "The graph of stages, in reading order.",
@@ -77,7 +80,7 @@ def with_figures(text: str, root: Path = Path()) -> str:
     Raises:
         ArtifactError: the pipeline did not run yet.
     """
-    tables = [*summary.tables(root), digits_over_seeds(root)]
+    tables = [*summary.tables(root), digits_over_seeds(root), planted_faults(root), beside_others(root), scale(root)]
     return _between(text, "figures", "\n".join(table.markdown() for table in tables).rstrip())
 
 
@@ -87,11 +90,7 @@ def digits_over_seeds(root: Path = Path()) -> summary.Table:
     Raises:
         ArtifactError: the benchmark did not run yet.
     """
-    path = root / DIGITS
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read ({error}); run `python -m benchmarks.digits_accuracy`.") from error
+    found = _measured(root, "digits_accuracy")
     rows = found["rows"]
     splits, seeds = ({row[key] for row in rows} for key in ("split", "seed"))
     cells = tuple(
@@ -104,7 +103,98 @@ def digits_over_seeds(root: Path = Path()) -> summary.Table:
     )
     heads = ("model", "mean test accuracy", "lowest run", "INT8, mean", "seconds to train, mean")
     title = f"Digits, {len(splits)} splits x {len(seeds)} seeds"
-    return summary.Table(title, heads, cells, (f"On {found['machine']}; written by `{DIGITS.stem}.py` in `benchmarks/`.",))
+    return summary.Table(title, heads, cells, (_source(found, "digits_accuracy"),))
+
+
+def planted_faults(root: Path = Path()) -> summary.Table:
+    """What `benchmarks/planted_faults.py` measured: precision and recall of each kind, beside the best of the other tools.
+
+    Raises:
+        ArtifactError: the benchmark did not run yet.
+    """
+    found = {words: _measured(root, "planted_faults", name) for name, words in SETS.items()}
+    cells = []
+    for kind in dict.fromkeys(row["kind"] for one in found.values() for row in one["rows"]):
+        cell = [kind.replace("_", " ")]
+        for one in found.values():
+            rows = [row for row in one["rows"] if row["kind"] == kind]
+            ours = next(row for row in rows if row["tool"] == "visionloop")
+            others = sorted((row for row in rows if row is not ours), key=lambda row: -row["f1"])
+            cell += [str(ours["planted"]), _rates(ours)]
+            cell.append(f"{_rates(others[0])} {others[0]['tool']}" if others else "none looks for it")
+        cells.append(tuple(cell))
+    heads = [head for words in SETS.values() for head in (f"{words}: planted", "visionloop", "best other tool")]
+    notes = (
+        "Precision / recall. cleanvision and imagededup with their defaults; cleanlab with a logistic regression on pixels. "
+        "A natural fault of an untouched image counts as a false alarm.",
+        *(
+            f"{words}: {one['files']:,} files, seed {one['seed']}. {_source(one, 'planted_faults')}"
+            for words, one in found.items()
+        ),
+    )
+    return summary.Table("Faults planted into real images, and found", ("kind", *heads), tuple(cells), notes)
+
+
+def beside_others(root: Path = Path()) -> summary.Table:
+    """What `benchmarks/cleaning_speed.py` and `loading.py` measured, as ratios of one run.
+
+    Raises:
+        ArtifactError: a benchmark did not run yet.
+    """
+    cleaning, loading = _measured(root, "cleaning_speed"), _measured(root, "loading")
+    cells = [
+        (
+            "clean, whole stage without the two learnt searches",
+            "cleanvision, default run",
+            f"{cleaning['ratios']['clean_by_cleanvision']:.1f} x",
+        ),
+        ("clean, measuring alone", "bare decoding of the same JPEGs", f"{cleaning['ratios']['measure_by_decode']:.2f} x"),
+        *(
+            (f"training batches of {loading['side']} pixels", words, f"{loading['ratio'][name]:.0f} x")
+            for name, words in (
+                ("imagefolder", "ImageFolder + PIL, 2 workers"), ("webdataset", "webdataset, 2 workers"),
+                ("litdata", "litdata, 2 workers"),
+            )
+        ),
+    ]  # fmt: skip
+    notes = (_source(cleaning, "cleaning_speed"), _source(loading, "loading"))
+    return summary.Table("Images per second beside others, one run", ("what", "beside", "ratio"), tuple(cells), notes)
+
+
+def scale(root: Path = Path()) -> summary.Table:
+    """What `benchmarks/scale.py` measured: seconds and memory of the data stages by number of images.
+
+    Raises:
+        ArtifactError: the benchmark did not run yet.
+    """
+    found = _measured(root, "scale")
+    stages = ("collect", "clean", "split", "augment")
+    cells = tuple(
+        (
+            f"{run['images']:,}",
+            *(f"{run['stages'][stage]['seconds']:.0f} s, {run['stages'][stage]['gb_rss']:.1f} GB" for stage in stages),
+        )
+        for run in found["runs"]
+    )
+    notes = ("Memory is the largest sum over the stage's processes.", _source(found["runs"][-1], "scale"))
+    return summary.Table("Images of 32 x 32 pixels through the data stages", ("images", *stages), cells, notes)
+
+
+def _measured(root: Path, script: str, name: str = "") -> dict[str, Any]:
+    path = root / RESULTS / (f"{script}_{name}.json" if name else f"{script}.json")
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}); run `python -m benchmarks.{script}`.") from error
+    return found
+
+
+def _source(found: Mapping[str, Any], script: str) -> str:
+    return f"On {found['machine']}; written by `{script}.py` in `benchmarks/`."
+
+
+def _rates(row: Mapping[str, Any]) -> str:
+    return f"{row['precision']:.2f} / {row['recall']:.2f}"
 
 
 def _between(text: str, name: str, content: str) -> str:
