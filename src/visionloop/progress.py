@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
 from rich.console import Console
@@ -24,8 +24,12 @@ class _RateColumn(ProgressColumn):
         return Text(f"{task.finished_speed or task.speed or 0:,.0f}/s")
 
 
-def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+def track(
+    items: Iterable[Item], description: str, total: int | None = None, size: Callable[[Item], int] = lambda _: 1
+) -> Iterator[Item]:
     """Yield from `items` and show how far it is. `total` is asked of `items` where it has a length.
+
+    An item counts as `size(item)`: for blocks of images, `size=len` and `total` the number of images show images.
 
     >>> for row in track(rows, "measure"):
     ...     ...
@@ -33,21 +37,26 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
     if total is None and isinstance(items, Sized):
         total = len(items)
     console = Console(stderr=True)
-    return _bar(items, description, total, console) if console.is_terminal else _lines(items, description, total)
+    return _bar(items, description, total, console, size) if console.is_terminal else _lines(items, description, total, size)
 
 
-def _bar(items: Iterable[Item], description: str, total: int | None, console: Console) -> Iterator[Item]:
+def _bar(
+    items: Iterable[Item], description: str, total: int | None, console: Console, size: Callable[[Item], int]
+) -> Iterator[Item]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _RateColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        yield from progress.track(items, total=total, description=description)
+        task = progress.add_task(description, total=total)
+        for item in items:
+            yield item
+            progress.advance(task, size(item))
 
 
-def _lines(items: Iterable[Item], description: str, total: int | None) -> Iterator[Item]:
+def _lines(items: Iterable[Item], description: str, total: int | None, size: Callable[[Item], int]) -> Iterator[Item]:
     start = last = time.monotonic()
     done = 0
     for item in items:
         yield item
-        done += 1
+        done += size(item)
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES:
             last = now

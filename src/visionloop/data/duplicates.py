@@ -23,6 +23,7 @@ from visionloop.config import CleanParams
 from visionloop.data.embedding import one_thread_blas
 from visionloop.data.thumbs import THUMB_SIDE, Thumbs
 from visionloop.preprocess import PixelArray
+from visionloop.progress import track
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
@@ -105,7 +106,7 @@ def _near_pairs(
     """`near_pairs` with the limit [N] of each image."""
     first, second, flipped = candidates(thumbs, usable)
     limits = np.maximum(limit[usable[first]], limit[usable[second]])
-    error = _errors(thumbs, usable[first], usable[second], flipped, limits)
+    error = _errors(thumbs, usable[first], usable[second], flipped, limits, show="lay over each other")
     close = np.flatnonzero(error <= limits)
     order = close[np.lexsort((error[close], second[close], first[close]))]
     same = (np.diff(first[order], prepend=-1) == 0) & (np.diff(second[order], prepend=-1) == 0)
@@ -134,7 +135,9 @@ def candidates(thumbs: Thumbs, usable: IntArray) -> tuple[IntArray, IntArray, np
             terms /= np.maximum(np.linalg.norm(terms, axis=1, keepdims=True), 1e-3)
             points[part * count + start : part * count + start + len(gray)] = terms
     codes, likeness = [], []
-    for leaves in _leaves(points):
+    for leaves in track(
+        _leaves(points), "compare", _TREES * count if _depth(2 * count) else count, lambda one: one.size // 2
+    ):
         code, cosine = _within(points, leaves, count)
         codes.append(code)
         likeness.append(cosine)
@@ -154,7 +157,7 @@ def _leaves(points: FloatArray) -> Iterator[IntArray]:
     sample = key[:: max(1, count // 20_000)]
     _, axes = np.linalg.eigh(np.cov(sample.T.astype(np.float64)))
     key = np.asarray(key @ axes[:, -_DIRECTIONS:], dtype=np.float32)
-    depth = max(0, int(np.ceil(np.log2(count / _LEAF))))
+    depth = _depth(count)
     size = -(-count // 2**depth)
     rng = np.random.default_rng(0)
     for _ in range(_TREES if depth else 1):
@@ -168,6 +171,10 @@ def _leaves(points: FloatArray) -> Iterator[IntArray]:
         leaves = order.reshape(2**depth, size)
         for start in range(0, len(leaves), _LEAVES):
             yield leaves[start : start + _LEAVES]
+
+
+def _depth(points: int) -> int:
+    return max(0, int(np.ceil(np.log2(points / _LEAF))))
 
 
 def _within(points: FloatArray, leaves: IntArray, count: int) -> tuple[IntArray, FloatArray]:
@@ -205,7 +212,9 @@ def _nearest(first: IntArray, second: IntArray, cosine: FloatArray, count: int) 
     return keep
 
 
-def _errors(thumbs: Thumbs, a: IntArray, b: IntArray, flipped: npt.NDArray[np.bool_], limits: FloatArray) -> FloatArray:
+def _errors(
+    thumbs: Thumbs, a: IntArray, b: IntArray, flipped: npt.NDArray[np.bool_], limits: FloatArray, *, show: str = ""
+) -> FloatArray:
     """`picture_error` of the pairs at positions a [P] and b [P]; the two cores of a small machine share the work."""
     lowest = float(limits.min(initial=np.inf))
 
@@ -215,7 +224,8 @@ def _errors(thumbs: Thumbs, a: IntArray, b: IntArray, flipped: npt.NDArray[np.bo
         return picture_error(left, np.where(flipped[chosen, None, None, None], right[:, :, ::-1], right), lowest)
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        parts = list(pool.map(part, range(0, len(a), _PAIRS)))
+        done = pool.map(part, range(0, len(a), _PAIRS))
+        parts = list(track(done, show, len(a), len) if show else done)
     return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
 

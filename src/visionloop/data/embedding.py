@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from visionloop.preprocess import PixelArray
+from visionloop.progress import track
 
 if TYPE_CHECKING:
     from visionloop.data.thumbs import Thumbs
@@ -59,14 +60,15 @@ def embed(thumbs: Thumbs, usable: IntArray, seed: int) -> FloatArray:
     sample = usable[np.sort(rng.permutation(len(usable))[:_SAMPLE_IMAGES])]
     with one_thread_blas():
         filters = _filters(thumbs, sample, rng)
-        pooled = np.concatenate(list(_pooled(thumbs, sample, filters)))
+        pooled = np.concatenate(list(track(_pooled(thumbs, sample, filters), "learn features", len(sample), len)))
         mean = pooled.mean(axis=0)
         components = _components(pooled - mean, rng)
         offset = mean @ components
         everything = len(sample) == len(usable)
         features = np.empty((len(usable), components.shape[1]), dtype=np.float32)
         start = 0
-        for block in _blocks(pooled) if everything else _pooled(thumbs, usable, filters):
+        rest = _blocks(pooled) if everything else track(_pooled(thumbs, usable, filters), "features", len(usable), len)
+        for block in rest:
             features[start : start + len(block)] = block @ components - offset
             start += len(block)
     return features

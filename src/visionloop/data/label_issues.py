@@ -11,11 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from visionloop.data.embedding import FloatArray, IntArray, all_alike, one_thread_blas, parallel
+from visionloop.progress import track
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 FOLDS = 5
 MIN_IMAGES = 50
@@ -111,15 +115,14 @@ def out_of_fold(features: FloatArray, labels: IntArray, groups: IntArray, classe
         grams = np.zeros((FOLDS, size, size))
         answers = np.zeros((FOLDS, size, classes))
         tiles = [slice(start, start + 256) for start in range(0, size, 256)]
-        for k in range(FOLDS):
-            members = np.flatnonzero(fold == k)
-            for start in range(0, len(members), _BLOCK):
-                rows = members[start : start + _BLOCK]
-                near = kernel(features[rows]).astype(np.float64)  # in float32 the sums are too coarse for the ridge
-                below = parallel(partial(_lower, near), tiles)
-                for tile, part in zip(tiles, below, strict=True):
-                    grams[k][tile.start :, tile] += part  # the lower half; the solver reads no other
-                answers[k] += near.T @ (np.eye(classes)[labels[rows]] - share)
+        blocks = (rows for k in range(FOLDS) for rows in _blocks(np.flatnonzero(fold == k)))
+        for rows in track(blocks, "learn labels", len(labels), len):
+            k = fold[rows[0]]
+            near = kernel(features[rows]).astype(np.float64)  # in float32 the sums are too coarse for the ridge
+            below = parallel(partial(_lower, near), tiles)
+            for tile, part in zip(tiles, below, strict=True):
+                grams[k][tile.start :, tile] += part  # the lower half; the solver reads no other
+            answers[k] += near.T @ (np.eye(classes)[labels[rows]] - share)
         total, answer = grams.sum(axis=0), answers.sum(axis=0)
         among = _kernel(centres, centres).astype(np.float64)
         among[np.diag_indices(size)] += 0.01  # equal pictures among the centres; float32 kernels err by 1e-4
@@ -130,12 +133,11 @@ def out_of_fold(features: FloatArray, labels: IntArray, groups: IntArray, classe
 
         weights = list(parallel(solve, range(FOLDS)))
         scores = np.empty((len(labels), classes), dtype=np.float32)
-        for start in range(0, len(labels), _BLOCK):
-            block = slice(start, start + _BLOCK)
-            answers_of = kernel(features[block])
+        for rows in track(_blocks(np.arange(len(labels))), "judge labels", len(labels), len):
+            answers_of = kernel(features[rows])
             for k in range(FOLDS):
-                mine = fold[block] == k
-                scores[block][mine] = answers_of[mine] @ weights[k] + share
+                mine = fold[rows] == k
+                scores[rows[mine]] = answers_of[mine] @ weights[k] + share
     return _calibrated(scores, labels, rng)
 
 
@@ -149,7 +151,7 @@ def _kernel(rows: FloatArray, centres: FloatArray) -> FloatArray:
     return np.asarray(np.exp(-_SCALE * np.sqrt(squared.clip(0))), dtype=np.float32)
 
 
-def _blocks(rows: FloatArray, size: int = 4096) -> Iterator[FloatArray]:
+def _blocks(rows: npt.NDArray[Scalar], size: int = _BLOCK) -> Iterator[npt.NDArray[Scalar]]:
     return (rows[start : start + size] for start in range(0, len(rows), size))
 
 

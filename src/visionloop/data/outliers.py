@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from visionloop.data.embedding import FloatArray, IntArray, all_alike, one_thread_blas, parallel
+from visionloop.progress import track
 
 MIN_IMAGES = 50
 _REFERENCES = 4000
@@ -80,7 +81,8 @@ def outlier_scores(features: FloatArray, labels: IntArray, seed: int) -> FloatAr
         return distance, np.take_along_axis(nearest, order[:, ranks], axis=1)
 
     with one_thread_blas():
-        seen = list(parallel(look, (features[start : start + _BLOCK] for start in range(0, count, _BLOCK))))
+        looked = parallel(look, (features[start : start + _BLOCK] for start in range(0, count, _BLOCK)))
+        seen = list(track(looked, "outliers", count, lambda one: len(one[0])))
     distance = np.concatenate([one for one, _ in seen])
     neighbours = np.concatenate([one for _, one in seen])
     usual = distance[chosen][neighbours].mean(axis=1)
