@@ -52,6 +52,7 @@ _ITERATIONS = 3
 _MOST_SHIFT = 1.6  # of 16 pixels: 10 % of the picture
 _GRAY_SPREAD = 4  # mean difference of the largest and the smallest channel; JPEG leaves some in a gray picture
 _WHOLE_WEIGHT = 1.5  # the fine structure of the same picture differs more than the whole, which still must agree
+_REDUCED = 1.3  # times the limit for a copy that was reduced to under 32 pixels: its fine structure is gone
 _LOOSE = 1.5  # times the limit, between a group's first image and the others: two crops of one picture
 
 
@@ -78,7 +79,8 @@ def near_pairs(
     """Find the pairs among the images at the positions `usable` that show the same picture.
 
     Images of under 32 pixels have less detail to differ in, so their limit is lower, with the square root of the side: among
-    the 1,797 handwritten digits of 8 x 8 pixels, 670 pairs of different ones lie below 0.45 and one pair below 0.225.
+    the 1,797 handwritten digits of 8 x 8 pixels, 670 pairs of different ones lie below 0.45 and one pair below 0.225. A copy
+    reduced to under 32 pixels is allowed 1.3 times the limit.
 
     Where many images are alike, each is paired with its nearest ones and with early ones, not with all. `connected` makes
     the groups; every member of a group agrees with its first one within 1.5 times the limit.
@@ -96,23 +98,35 @@ def near_pairs(
     """
     # Thousands of small products: threads of BLAS would spend their time in waiting for each other.
     with one_thread_blas():
-        limit = params.near_duplicate_error * np.sqrt(np.minimum(sides / THUMB_SIDE, 1)).astype(np.float32)
-        return _near_pairs(hashes, mirrored, thumbs, usable, limit)
+        return _near_pairs(hashes, mirrored, thumbs, usable, _Limits(sides, params.near_duplicate_error))
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """The limit of a pair by the shorter sides of its images."""
+
+    sides: IntArray  # [N], pixels
+    limit: float
+
+    def of(self, a: IntArray, b: IntArray) -> FloatArray:
+        large, small = np.maximum(self.sides[a], self.sides[b]), np.minimum(self.sides[a], self.sides[b])
+        reduced = (small < THUMB_SIDE) & (large >= THUMB_SIDE)
+        factor = np.sqrt(np.minimum(large / THUMB_SIDE, 1)) * np.where(reduced, _REDUCED, 1)
+        return np.asarray(self.limit * factor, dtype=np.float32)
 
 
 def _near_pairs(
-    hashes: npt.NDArray[np.uint64], mirrored: npt.NDArray[np.uint64], thumbs: Thumbs, usable: IntArray, limit: FloatArray
+    hashes: npt.NDArray[np.uint64], mirrored: npt.NDArray[np.uint64], thumbs: Thumbs, usable: IntArray, limits_of: _Limits
 ) -> NearPairs:
-    """`near_pairs` with the limit [N] of each image."""
     first, second, flipped = candidates(thumbs, usable)
-    limits = np.maximum(limit[usable[first]], limit[usable[second]])
+    limits = limits_of.of(usable[first], usable[second])
     error = _errors(thumbs, usable[first], usable[second], flipped, limits, show="lay over each other")
     close = np.flatnonzero(error <= limits)
     order = close[np.lexsort((error[close], second[close], first[close]))]
     same = (np.diff(first[order], prepend=-1) == 0) & (np.diff(second[order], prepend=-1) == 0)
     order = order[~same]  # of plain and mirrored the better one
     first, second, flipped, error = first[order], second[order], flipped[order], error[order]
-    kept = _held_together(thumbs, usable, first, second, limit)
+    kept = _held_together(thumbs, usable, first, second, limits_of)
     first, second, flipped, error = usable[first[kept]], usable[second[kept]], flipped[kept], error[kept]
     bits = hamming(hashes[first], np.where(flipped, mirrored[second], hashes[second]))
     return NearPairs(first, second, error.astype(np.float64), flipped, bits)
@@ -358,7 +372,7 @@ def _axis(side: int) -> FloatArray:
 
 
 def _held_together(
-    thumbs: Thumbs, usable: IntArray, first: IntArray, second: IntArray, limit: FloatArray
+    thumbs: Thumbs, usable: IntArray, first: IntArray, second: IntArray, limits_of: _Limits
 ) -> npt.NDArray[np.bool_]:
     """Which pairs stay, so that every member of a group shows the picture of the group's first image.
 
@@ -385,15 +399,14 @@ def _held_together(
         head_of[taken] = head
         member = np.flatnonzero(head_of[group] >= 0)
         joined = head_of[group[member]]
-        agrees = _alike(thumbs, usable[joined], usable[member], _LOOSE * limit)
+        agrees = _alike(thumbs, usable[joined], usable[member], _LOOSE * limits_of.of(usable[joined], usable[member]))
         broken = np.unique(group[member[~agrees]])
         refused = np.union1d(refused, head_of[broken] * count + broken)
         stays = ~np.isin(group[member], broken)
         group[member[stays]] = joined[stays]
 
 
-def _alike(thumbs: Thumbs, a: IntArray, b: IntArray, limit: FloatArray) -> npt.NDArray[np.bool_]:
-    limits = np.maximum(limit[a], limit[b])
+def _alike(thumbs: Thumbs, a: IntArray, b: IntArray, limits: FloatArray) -> npt.NDArray[np.bool_]:
     plain = _errors(thumbs, a, b, np.zeros(len(a), dtype=np.bool_), limits) <= limits
     rest = np.flatnonzero(~plain)
     plain[rest] = _errors(thumbs, a[rest], b[rest], np.ones(len(rest), dtype=np.bool_), limits[rest]) <= limits[rest]

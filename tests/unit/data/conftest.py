@@ -79,7 +79,7 @@ def clean_params() -> CleanParams:
         min_side_pixels=8,
         max_megapixels=1,
         blank_contrast=2,
-        near_duplicate_error=0.45,
+        near_duplicate_error=0.38,
         reject=(
             "unreadable", "truncated", "empty", "unsupported_format", "too_large", "too_small", "blank", "exact_duplicate",
             "conflicting_labels",

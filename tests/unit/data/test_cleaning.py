@@ -254,7 +254,7 @@ def test_what_features_doubt_is_a_remark_with_its_numbers(clean: Clean) -> None:
     rng = np.random.default_rng(0)
     for number in range(60):
         for label, stripes in (("across", np.arange(32)[:, None]), ("down", np.arange(32)[None, :])):
-            picture = 128 + 90 * np.sin(stripes * 0.8 + rng.uniform(0, 6)) + rng.normal(0, 8, (32, 32))
+            picture = 128 + 90 * np.sin(stripes * 0.8 + rng.uniform(0, 6)) + rng.normal(0, 40, (32, 32))
             wrong = {"across": "down", "down": "across"}[label] if number == 0 else label
             files[f"{wrong}/{label}{number:02}.png"] = encode_png(picture.clip(0, 255).astype(np.uint8))
     found = clean(files, outliers=True, suspect_labels=True)
