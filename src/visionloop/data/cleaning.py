@@ -165,7 +165,10 @@ def score(rows: Sequence[ImageRow], measures: Measures, thumbs: Thumbs, decision
     usable = np.flatnonzero(decoded & unique & ~blank & _kept(findings, decided, params))
     near = _resemblance(measures, thumbs, usable, original, params)
     _mark(findings, "near_duplicate", near.of >= 0)
-    doubts = _doubts(thumbs, usable, label, near.cluster, len(classes), params=params)
+    looks = np.column_stack([
+        measures.brightness, measures.contrast, np.log1p(measures.sharpness), measures.entropy, measures.colourfulness
+    ])  # fmt: skip
+    doubts = _doubts(thumbs, usable, label, near.cluster, len(classes), looks=looks, params=params)
     _mark(findings, "outlier", doubts.outlier)
     _mark(findings, "suspect_label", doubts.suspect)
     return Scores(classes, label, decided, decisions.unknown, original, conflicts, findings, near, doubts, blur, typical)
@@ -447,9 +450,16 @@ def _resemblance(measures: Measures, thumbs: Thumbs, usable: IntArray, original:
 
 
 def _doubts(
-    thumbs: Thumbs, usable: IntArray, label: IntArray, cluster: IntArray, classes: int, *, params: CleanParams
+    thumbs: Thumbs,
+    usable: IntArray,
+    label: IntArray,
+    cluster: IntArray,
+    classes: int,
+    *,
+    looks: npt.NDArray[np.float64],
+    params: CleanParams,
 ) -> Doubts:
-    """Outliers and suspected labels among `usable`, as far as `params` asks for them."""
+    """Outliers and suspected labels among `usable`, as far as `params` asks for them; `looks` are the measures [N, M]."""
     count = len(label)
     notes: list[str] = []
     score, quality = np.zeros(count, dtype=np.float32), np.ones(count, dtype=np.float32)
@@ -458,7 +468,7 @@ def _doubts(
     if params.outliers or params.suspect_labels:
         features = embed(thumbs, usable, _SEED)
         if params.outliers:
-            found = find_outliers(features, label[usable], _SEED)
+            found = find_outliers(features, label[usable], _SEED, looks[usable])
             score[usable], outlier[usable] = found.score, found.outlier
             notes.append(found.note)
         if params.suspect_labels:

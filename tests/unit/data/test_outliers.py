@@ -53,3 +53,14 @@ def test_limits_are_answered_in_a_sentence(features: np.ndarray, note: str) -> N
     found = find_outliers(features, no_labels(features), 0)
     assert not found.outlier.any() and (found.score == 0).all()
     assert note in found.note
+
+
+def test_measures_show_what_features_do_not() -> None:
+    """Ten images of common features whose brightness no other image has."""
+    features = cloud(500)
+    measures = np.random.default_rng(1).normal(100, 10, (500, 2))
+    measures[:10, 0] = 220
+    assert not find_outliers(features, no_labels(features), 0).outlier[:10].any()
+    found = find_outliers(features, no_labels(features), 0, measures)
+    assert found.outlier[:10].all()
+    assert found.outlier[10:].mean() <= 0.05
