@@ -45,12 +45,14 @@ def main() -> None:
 
 def _tell(numbers: Mapping[str, float], notes: tuple[str, ...], params: CleanParams) -> None:
     print(f"{numbers['kept']:,} of {numbers['images']:,} images kept in {numbers['classes']} classes -> {CLEAN}")
+    # An image stands under its gravest finding, so the reasons add up; `finding_` in the report counts every one.
     for name, count in numbers.items():
-        if name.startswith("finding_"):
-            finding = name.removeprefix("finding_")
-            print(
-                f"{finding}: {count:,}, {'rejected' if finding in params.reject else 'kept'}; see {CLEANING_PAGE}#{finding}"
-            )
+        if name.startswith("reason_"):
+            reason = name.removeprefix("reason_")
+            what = "rejected" if reason in {*params.reject, "decision_drop"} else "kept"
+            print(f"{reason}: {count:,}, {what}; see {CLEANING_PAGE}#{reason}")
+    if across := numbers["clusters_across_labels"]:
+        print(f"{across:,} groups of near duplicates carry several labels; see {CLEANING_PAGE}#near_duplicate")
     applied, idle, absent = (numbers[f"decisions_{name}"] for name in ("applied", "without_effect", "of_absent_images"))
     if applied or idle or absent:
         print(

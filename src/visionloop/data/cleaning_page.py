@@ -41,7 +41,7 @@ EXPLANATIONS: Mapping[str, str] = {
     "conflicting_labels": "The same bytes in two classes: one label must be wrong, so none is used. Relabel or drop it.",
     "exact_duplicate": "The same bytes as an image that is kept, which stands first.",
     "blank": "One colour all over, within clean.blank_contrast.",
-    "suspect_label": "Models that never saw the image dispute its label, the surest first. Some are right and merely rare.",
+    "suspect_label": "Models that never saw the image dispute its label, the surest of each class in turn. Some are rare.",
     "outlier": "Unlike all other images of the set, the farthest first.",
     "near_duplicate": "Looks like another image. Each row is one group of look-alikes, which the split keeps on one side.",
     "dark": "Hardly a pixel is bright, the darkest first.",

@@ -211,8 +211,12 @@ def _within(points: FloatArray, leaves: IntArray, count: int) -> tuple[IntArray,
     a, b = leaves[leaf, row], leaves[leaf, column]
     use = (np.minimum(a, b) < count) & (a % count != b % count)  # two inner parts say nothing new
     leaf, row, column, a, b = leaf[use], row[use], column[use], a[use] % count, b[use] % count
-    mirror = turned[leaf, row, column] > plain[leaf, row, column]
-    return (np.minimum(a, b) * count + np.maximum(a, b)) * 2 + mirror, best[leaf, row, column]
+    as_is, mirrored = plain[leaf, row, column], turned[leaf, row, column]
+    code = (np.minimum(a, b) * count + np.maximum(a, b)) * 2 + (mirrored > as_is)
+    # A picture that is nearly its own mirror image is like the other one both ways; the pixels say which it is.
+    other = np.minimum(as_is, mirrored)
+    either = other >= _COSINE
+    return np.concatenate([code, code[either] ^ 1]), np.concatenate([np.maximum(as_is, mirrored), other[either]])
 
 
 def _nearest(first: IntArray, second: IntArray, cosine: FloatArray, count: int) -> npt.NDArray[np.bool_]:

@@ -71,7 +71,7 @@ class ProcessPool(Workers):
         self._pool.shutdown(wait=wait, cancel_futures=True)
 
     def _started(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(self._count, mp_context=multiprocessing.get_context("spawn"))
+        return ProcessPoolExecutor(self._count, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread)
 
 
 def make_executor(params: ComputeParams, images: int) -> Executor:
@@ -93,6 +93,13 @@ def make_executor(params: ComputeParams, images: int) -> Executor:
         return Cluster(params.dask)
     count = min(params.workers or len(os.sched_getaffinity(0)), images // IMAGES_PER_PROCESS)
     return ProcessPool(count) if count > 1 else ThreadPoolExecutor(1)
+
+
+def _one_thread() -> None:
+    """Hold numerical libraries in a worker to one thread: the workers fill the cores, and more threads only wait."""
+    import threadpoolctl
+
+    threadpoolctl.threadpool_limits(1)
 
 
 @dataclass(slots=True)

@@ -126,7 +126,8 @@ def pack(
                 assert augment is not None, "balance variants needs `augment`"
                 generator = np.random.default_rng([seed, 1])
                 position = len(sides["train"])
-                for part in track(np.array_split(sources, -(-len(sources) // _VARIANTS_AT_ONCE)), "variants"):
+                parts = np.array_split(sources, -(-len(sources) // _VARIANTS_AT_ONCE))
+                for part in track(parts, "variants", len(sources), len):
                     arrays["train"].write(position, augment(arrays["train"].read(part), policy, generator))
                     position += len(part)
         finally:

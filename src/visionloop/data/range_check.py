@@ -66,11 +66,12 @@ class RangeCheck:
         }
 
     def sentences(self) -> list[str]:
-        """One for each operation that leaves the range more often than twice the originals do."""
+        """One for each of the three worst operations, where they leave the range twice as often as the originals."""
+        ordered = sorted(self.operations.items(), key=lambda item: -item[1].share)
         return [
             f"{name} alone, at its strongest, takes {outside.share:.0%} of the images out of the originals' range, most "
             f"often by {outside.worst()}."
-            for name, outside in self.operations.items()
+            for name, outside in ordered[:3]
             if outside.share > 2 * max(self.originals.share, 2 * (1 - _QUANTILES[1] + _QUANTILES[0]))
         ]
 

@@ -273,7 +273,7 @@ def summary(rows: Sequence[SplitRow], kept: Kept, params: SplitParams, previous:
             for label, off, count, part in zip(kept.labels, deviation, counts.tolist(), shares, strict=True)
         ],
         "by_measure": measured,
-        "warnings": _warnings(distance, measured, params),
+        "warnings": _warnings(_drawn_shares(kept, counts), distance, measured, params),
     }  # fmt: skip
 
 
@@ -291,9 +291,25 @@ def _difference(kept: Kept, sides: IntArray, name: str, one: int) -> dict[str, A
     }
 
 
-def _warnings(distance: Mapping[Split, float], measured: Sequence[Mapping[str, Any]], params: SplitParams) -> list[str]:
+def _drawn_shares(kept: Kept, counts: IntArray) -> list[float]:
+    """The share of each side; none where a pre-split folder has said who stands where."""
+    return [] if (kept.hint >= 0).any() else (counts.sum(axis=0) / counts.sum()).tolist()
+
+
+def _warnings(
+    drawn: Sequence[float],
+    distance: Mapping[Split, float],
+    measured: Sequence[Mapping[str, Any]],
+    params: SplitParams,
+) -> list[str]:
     """Warnings and not a refusal: with a pre-split folder, a group or time the user may well want sides that differ."""
     said = [
+        f"{SPLITS[one]} has {actual:.0%} of the images where params say {wanted:.0%}, since groups or what was test in an "
+        "earlier run put them there; remove data/split.parquet to draw all sides anew."
+        for one, (actual, wanted) in enumerate(zip(drawn, _shares(params), strict=False))
+        if abs(actual - wanted) > params.max_difference
+    ]
+    said += [
         f"{value:.0%} of {side}'s images would have to change class for it to have train's class shares; look at by_class "
         "in reports/split.json for the class whose images hints or large groups put on one side."
         for side, value in distance.items()
@@ -460,9 +476,9 @@ def _refuse_small_classes(kept: Kept, groups: _Groups) -> None:
     if small:
         named = ", ".join(f"{label!r} ({count})" for label, count in small[:10])
         raise DataError(
-            "These classes have fewer than three independent images (duplicates, look-alikes and images of one group count "
-            f"as one), so they cannot stand in train, val and test: {named}{' and more' if len(small) > 10 else ''}; add "
-            "images or remove the class."
+            "These classes have fewer than three independent images (duplicates, look-alikes, images of one group under "
+            "split.by_group and of one burst under split.time_gap_seconds count as one), so they cannot stand in train, val "
+            f"and test: {named}{' and more' if len(small) > 10 else ''}; add images or remove the class."
         )
 
 

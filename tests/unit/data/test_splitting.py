@@ -454,7 +454,9 @@ def test_the_newest_images_of_each_class_are_test_and_the_next_newest_val() -> N
 def test_a_group_that_takes_a_whole_class_is_refused() -> None:
     rows = images({"cat": 20, "dog": 20})
     rows[20:] = [replace(row, group="ann") for row in rows[20:]]
-    with pytest.raises(DataError, match=r"look-alikes and images of one group count as one.*: 'dog' \(1\)"):
+    with pytest.raises(
+        DataError, match=r"images of one group under split.by_group and of one burst .* count as one.*: 'dog' \(1\)"
+    ):
         assign(rows, PARAMS, NONE)
 
 
@@ -595,6 +597,17 @@ def test_classes_that_hints_spread_unevenly_are_a_warning() -> None:
         "40% of val's images would have to ch",
         "80% of test's images would have to c",
     ]
+
+
+def test_a_side_far_from_its_share_is_a_warning() -> None:
+    """What was test in an earlier run stays, also when most other images have gone."""
+    rows = images({"cat": 100, "dog": 100})
+    earlier = Ledger({row.id: "test" for row in rows[:60] + rows[100:160]}, PARAMS.seed, (0.7, 0.2, 0.1))
+    numbers = splitting.summary(assign(rows, PARAMS, earlier), Kept.of(rows), PARAMS, earlier)
+    assert numbers["test"] == 120
+    assert numbers["warnings"][-1].startswith(
+        "test has 60% of the images where params say 10%, since groups or what was test"
+    )
 
 
 def test_the_file_of_clean_gives_the_same_columns_as_its_rows(tmp_path: Path) -> None:

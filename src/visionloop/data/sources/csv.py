@@ -159,7 +159,10 @@ class CsvSource:
             if (named or key) in header:
                 found[key] = header.index(named or key)
             elif named is not None:
-                raise DataError(f"{self._table}: there is no column {named!r}; {nearest(named, header)}")
+                raise DataError(
+                    f"{self._table}: there is no column {named!r}; {nearest(named, header)} Its columns: "
+                    f"{', '.join(header)}. collect.options names those to use, as {{image: file_name, label: class}}."
+                )
         return found
 
 
