@@ -28,7 +28,16 @@ from serving.store import Store
 from visionloop.config import MonitorParams, ServeParams, load_section
 from visionloop.errors import MonitoringError, PipelineError
 from visionloop.files import sha256_file, write_json
-from visionloop.paths import CLEANING_PAGE, CONTACT_SHEET, EVALUATE_REPORTS, LOGS, MODEL_REPOSITORY, RUN_SUMMARY, VAR
+from visionloop.paths import (
+    CLEANING_PAGE,
+    CONTACT_SHEET,
+    EVALUATE_REPORTS,
+    LOGS,
+    MODEL_REPOSITORY,
+    OPERATIONS_SHEET,
+    RUN_SUMMARY,
+    VAR,
+)
 
 DEMO = VAR / "demo"
 DVC_LOCK = Path("dvc.lock")
@@ -74,7 +83,7 @@ def run() -> None:
         tables=(*summary.tables(), *live),
         pages=(
             str(CLEANING_PAGE),
-            str(CONTACT_SHEET),
+            f"{CONTACT_SHEET} and {OPERATIONS_SHEET}",
             f"{EVALUATE_REPORTS}/cnn/ and {EVALUATE_REPORTS}/vit/: confusion.png, gradcam.png, mistakes.png",
             *pages,
         ),
