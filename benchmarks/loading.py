@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=3000)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # the loaders of the others have one each, too, in two processes
+    torch.set_num_threads(2)  # as training has them; the others have two processes of one thread each
     with tempfile.TemporaryDirectory(prefix="visionloop-loading-") as name:
         work = Path(name)
         folder = arguments.folder or draw(work / "photos", arguments.images)
