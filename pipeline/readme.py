@@ -126,7 +126,8 @@ def planted_faults(root: Path = Path()) -> summary.Table:
     heads = [head for words in SETS.values() for head in (f"{words}: planted", "visionloop", "best other tool")]
     notes = (
         "Precision / recall. cleanvision and imagededup with their defaults; cleanlab with a logistic regression on pixels. "
-        "A natural fault of an untouched image counts as a false alarm.",
+        "A natural fault of an untouched image counts as a false alarm. Our limits were chosen on these two sets with other "
+        "draws of faults, so expect somewhat less on yours.",
         *(
             f"{words}: {one['files']:,} files, seed {one['seed']}. {_source(one, 'planted_faults')}"
             for words, one in found.items()

@@ -20,6 +20,7 @@ from visionloop.data import automatic
 from visionloop.data import operations as ops
 from visionloop.data.operations import Floats
 from visionloop.data.policy import AugmentPolicy
+from visionloop.preprocess import PixelArray
 
 __all__ = ["AugmentPolicy", "augment_batch", "columns"]
 
@@ -51,6 +52,10 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
     "blur_pixels": ("blurred", "sigma"),
     "erasing": ("erased", "area", "aspect", "top", "left"),
 }
+
+
+# With these alone a CPU copies slices of padded images, twice as fast as picking pixel by pixel.
+_MOVES = {"mirrored", "upended", "shift_rows", "shift_columns"}
 
 
 def columns(policy: AugmentPolicy) -> tuple[str, ...]:
@@ -86,10 +91,14 @@ def augment_batch(
     pixels = _CHUNK_PIXELS if policy.automatic == "none" else _CHUNK_PIXELS_AUTOMATIC
     chunk = max(1, pixels // (height * width)) if images.device.type == "cpu" else count
     changed = torch.empty_like(images, memory_format=torch.contiguous_format)
+    only_moved = images.device.type == "cpu" and set(names) <= _MOVES
     for start in range(0, count, chunk):
         part = slice(start, start + chunk)
         draws = {name: drawn[part, index] for index, name in enumerate(names)}
-        changed[part] = ops.to_bytes(_change(ops.to_words(images[part]), policy, draws))
+        if only_moved:
+            _move(images[part].numpy(), changed[part].numpy(), policy, draws)
+        else:
+            changed[part] = ops.to_bytes(_change(ops.to_words(images[part]), policy, draws))
     return changed
 
 
@@ -138,6 +147,33 @@ def _flip_and_shift(words: Tensor, policy: AugmentPolicy, draws: Mapping[str, Fl
     if policy.vertical_flip:
         rows = np.where(draws["upended"][:, None] < 0.5, height - 1 - rows, rows)
     return ops.move(words, ops.fold(rows, height, policy.padding), ops.fold(columns, width, policy.padding))
+
+
+def _move(images: PixelArray, moved: PixelArray, policy: AugmentPolicy, draws: Mapping[str, Floats]) -> None:
+    """What `_flip_and_shift` does, from uint8 [N, H, W, 3] to `moved`, a slice an image."""
+    count, height, width, _ = images.shape
+    pad = policy.crop_padding_pixels
+    padded = images
+    if pad:
+        rows = ops.fold(np.arange(-pad, height + pad), height, policy.padding)
+        places = ops.fold(np.arange(-pad, width + pad), width, policy.padding)
+        padded = np.empty((count, height + 2 * pad, width + 2 * pad, 3), dtype=np.uint8)
+        inner = padded[:, :, pad : pad + width]
+        inner[:, pad : pad + height] = images
+        inner[:, :pad], inner[:, pad + height :] = images[:, rows[:pad]], images[:, rows[pad + height :]]
+        padded[:, :, :pad] = inner[:, :, places[:pad]]
+        padded[:, :, pad + width :] = inner[:, :, places[pad + width :]]
+    nothing = np.zeros(count)
+    down, right = _shifts(policy, draws) if pad else (nothing, nothing)
+    upended = draws["upended"] < 0.5 if policy.vertical_flip else nothing > 0
+    mirrored = draws["mirrored"] < 0.5 if policy.horizontal_flip else nothing > 0
+    # Seen from the other end, a shift goes the other way.
+    tops = (pad + np.where(upended, -down, down)).astype(int).tolist()
+    lefts = (pad + np.where(mirrored, -right, right)).astype(int).tolist()
+    for index, (top, left) in enumerate(zip(tops, lefts, strict=True)):
+        shown = padded[index, top : top + height, left : left + width]
+        shown = shown[::-1] if upended[index] else shown
+        moved[index] = shown[:, ::-1] if mirrored[index] else shown
 
 
 def _matrices(words: Tensor, policy: AugmentPolicy, draws: Mapping[str, Floats]) -> Floats:

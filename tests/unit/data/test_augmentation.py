@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from visionloop.config import load_params
+from visionloop.data import augmentation
+from visionloop.data import operations as ops
 from visionloop.data.augmentation import augment_batch, columns
 from visionloop.data.mixing import mix_batch
-from visionloop.data.policy import AugmentPolicy
+from visionloop.data.policy import AugmentPolicy, Padding
 
 
 def batch(count: int = 64, height: int = 12, width: int = 10) -> torch.Tensor:
@@ -275,3 +277,17 @@ def test_empty_batch_and_policy_of_the_project() -> None:
     assert not policy.is_identity
     assert len(augment_batch(batch(0), policy, np.random.default_rng(0))) == 0
     assert augment_batch(batch(3), policy, np.random.default_rng(0)).shape == (3, 12, 10, 3)
+
+
+@pytest.mark.parametrize("padding", ["edge", "reflect"])
+@pytest.mark.parametrize(("height", "width", "pad"), [(12, 16, 3), (5, 4, 7), (8, 8, 0)])
+def test_slices_on_a_cpu_are_the_pixels_that_a_gpu_picks(padding: Padding, height: int, width: int, pad: int) -> None:
+    policy = AugmentPolicy(horizontal_flip=True, vertical_flip=True, crop_padding_pixels=pad, padding=padding)
+    images = torch.from_numpy(np.random.default_rng(3).integers(0, 256, (200, height, width, 3), dtype=np.uint8))
+    found = augment_batch(images, policy, np.random.default_rng(4))
+    names = augmentation.columns(policy)
+    drawn = np.random.default_rng(4).random((200, len(names)))
+    draws = {name: drawn[:, index] for index, name in enumerate(names)}
+    picked = ops.to_bytes(augmentation._flip_and_shift(ops.to_words(images), policy, draws))
+    assert torch.equal(found, picked)
+    assert not torch.equal(found, images)
