@@ -173,7 +173,11 @@ def _move(images: PixelArray, moved: PixelArray, policy: AugmentPolicy, draws: M
     for index, (top, left) in enumerate(zip(tops, lefts, strict=True)):
         shown = padded[index, top : top + height, left : left + width]
         shown = shown[::-1] if upended[index] else shown
-        moved[index] = shown[:, ::-1] if mirrored[index] else shown
+        if mirrored[index]:
+            for channel in range(3):  # numpy copies pixels of three bytes one by one when their order is reversed
+                moved[index, :, :, channel] = shown[:, ::-1, channel]
+        else:
+            moved[index] = shown
 
 
 def _matrices(words: Tensor, policy: AugmentPolicy, draws: Mapping[str, Floats]) -> Floats:
