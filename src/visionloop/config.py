@@ -56,6 +56,20 @@ def _dask_address(value: str) -> str:
     return value
 
 
+def _sha256(value: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise PydanticCustomError(
+            "sha256", "It must be 64 hexadecimal digits in small letters, as sha256sum prints them, or null"
+        )
+    return value
+
+
+def _folder_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", value):
+        raise PydanticCustomError("folder_name", "It must be the name of a folder in models/, or none")
+    return value
+
+
 class Section(BaseModel):
     """A section of `params.yaml`: frozen, strict (no "3" for 3), unknown keys refused, NaN and infinity refused."""
 
@@ -183,27 +197,88 @@ class FamilyParams(Section):
     learning_rate: float = Field(gt=0, le=100, description="peak, after warm-up")
     options: dict[str, int | float | str | bool] = Field(description="arguments of the architecture")
     weights: str | None = Field(description="null, a local file, or `torchvision` (which may download)")
+    weights_sha256: Annotated[str, AfterValidator(_sha256)] | None = Field(description="of that local file; null: any")
+    freeze: Literal["none", "backbone", "norms"] = Field(
+        description="backbone: only the head learns; norms: their statistics"
+    )
+    layer_decay: float = Field(
+        gt=0, le=1, description="each layer further from the head learns at this share of the next one"
+    )
+    teacher: Annotated[str, AfterValidator(_folder_name)] = Field(description="none, or a folder of models/ to distil from")
+    override: dict[str, int | float | str | bool] = Field(description="keys of train that this family wants otherwise")
 
 
 class TrainParams(Section):
     section: ClassVar[str] = "train"
     seed: Seed = Field(description="initial weights, order of batches, augmentation")
     epochs: int = Field(ge=1, le=100_000, description="passes over the training images, unless stopped early")
-    batch_size: int = Field(ge=1, le=65_536, description="images a step")
-    optimizer: Literal["adamw", "sgd"] = Field(description="sgd uses Nesterov momentum 0.9")
+    batch_size: int = Field(ge=1, le=65_536, description="images at once, over all processes")
+    accumulate: int = Field(ge=1, le=1024, description="batches whose gradients are added up for a step")
+    optimizer: Literal["sgd", "adam", "adamw", "muon"] = Field(description="muon for matrices and filters, sgd for the rest")
+    momentum: float = Field(ge=0, lt=1, description="of sgd (Nesterov's) and muon")
     weight_decay: float = Field(ge=0, le=10, description="decoupled; norms and biases are spared")
-    warmup_epochs: float = Field(ge=0, le=1000, description="linear warm-up before the cosine")
-    label_smoothing: float = Field(ge=0, lt=1, description="of the cross-entropy")
+    batch_scaling: Literal["none", "linear", "sqrt"] = Field(description="of the learning rate with the images of a step")
+    base_batch_size: int = Field(ge=1, le=65_536, description="images of a step that learning_rate is meant for, if scaled")
+    schedule: Literal["constant", "step", "linear", "cosine", "one_cycle", "plateau"] = Field(
+        description="of the learning rate after warm-up"
+    )
+    warmup_epochs: float = Field(ge=0, le=1000, description="linear rise from 0; of one_cycle, the rising part")
+    final_rate: Share = Field(description="share of the peak at the end of linear, cosine and one_cycle; plateau's least")
+    step_epochs: int = Field(ge=1, le=100_000, description="step: between two steps; plateau: patience")
+    step_factor: float = Field(gt=0, lt=1, description="of step and plateau")
+    loss: Literal["cross_entropy", "focal", "bce"] = Field(description="bce: each class by itself, yes or no")
+    label_smoothing: float = Field(ge=0, lt=1, description="of cross_entropy and bce")
+    focal_gamma: float = Field(ge=0, le=10, description="of focal; 0 is cross-entropy")
+    class_weights: Literal["none", "balanced", "effective"] = Field(description="small classes count more in the loss")
+    distillation_share: Share = Field(description="of the teacher in the loss, where a family has one")
+    distillation_temperature: float = Field(gt=0, le=100, description="softens both answers")
     gradient_clip_norm: float = Field(ge=0, le=1e6, description="0 means no clipping")
+    ema_decay: float = Field(ge=0, lt=1, description="per step, of the weights' moving average; 0 means none")
+    metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "loss"] = Field(
+        description="on val; of the best epoch, early stopping and plateau"
+    )
+    keep: Literal["best", "last"] = Field(description="which epoch's weights are the result")
     early_stopping_epochs: int = Field(ge=0, le=100_000, description="epochs without a better one; 0 means never")
+    adversarial: Literal["none", "fgsm", "pgd", "free"] = Field(description="train on attacked images")
+    adversarial_epsilon: float = Field(gt=0, le=64, description="largest change of a pixel, in levels of 255")
+    adversarial_steps: int = Field(ge=1, le=100, description="of pgd; replays of a batch in free")
     precision: Literal["auto", "fp32", "bf16"] = Field(description="auto measures a few steps of each, takes the faster")
+    layout: Literal["auto", "channels_last", "contiguous"] = Field(description="of the maps in memory; auto measures")
+    compile: Literal["auto", "never", "always"] = Field(description="auto: where torch.compile earns its own time back")
     device: Literal["auto", "cpu", "cuda"] = Field(description="auto takes CUDA where there is one")
     cnn: FamilyParams
     vit: FamilyParams
 
+    @model_validator(mode="after")
+    def _overrides(self) -> TrainParams:
+        for name in ("cnn", "vit"):
+            if self.family(name).override:
+                self.of(name)
+        return self
+
     def family(self, name: str) -> FamilyParams:
-        """The settings of one family, "cnn" or "vit"."""
+        """What is a family's own, "cnn" or "vit"."""
         return {"cnn": self.cnn, "vit": self.vit}[name]
+
+    def of(self, name: str) -> TrainParams:
+        """These settings with the family's `override` put in; what every part of a training reads.
+
+        Raises:
+            ValueError: the override has an unknown key, or a value that is not allowed.
+        """
+        override = self.family(name).override
+        shared = {key: getattr(self, key) for key in type(self).model_fields if key not in ("cnn", "vit")}
+        for key in override:
+            if key not in shared:
+                near = difflib.get_close_matches(key, shared, n=1, cutoff=0.5)
+                hint = f"did you mean '{near[0]}'" if near else f"it may have {', '.join(shared)}"
+                raise ValueError(f"{name}.override has the unknown key '{key}'; {hint}")
+        families = {family: self.family(family).model_copy(update={"override": {}}) for family in ("cnn", "vit")}
+        try:
+            return TrainParams.model_validate({**shared, **override, **families})
+        except ValidationError as error:
+            item = error.errors()[0]
+            raise ValueError(f"{name}.override, {_sentence(dict(item), TrainParams).rstrip('.')}") from None
 
 
 class EvaluateParams(Section):

@@ -87,7 +87,7 @@ def train(
     """
     _check_data(train_data, val_data)
     device = choose_device(params.device)
-    settings = params.family(family)
+    settings, params = params.family(family), params.of(family)
     # Seeding torch's global generator is how initial weights and dropout are drawn; the caller's is put back afterwards.
     with torch.random.fork_rng(devices=[0] if device.type == "cuda" else []):
         torch.manual_seed(seed_of(params.seed, 0, 2))
@@ -133,7 +133,7 @@ def clear_resume(resume: Path) -> None:
 
 def fingerprint(family: Family, meta: PackedMeta, params: TrainParams) -> str:
     """The name of a training: a hash of the data version, every parameter that matters, and the versions."""
-    settings = params.family(family)
+    settings, params = params.family(family), params.of(family)
     weights = Path(settings.weights) if settings.weights else None
     value = {
         "meta": meta.model_dump(mode="json"),

@@ -37,23 +37,35 @@ def meta(policy: AugmentPolicy | None = None, size: int = 8) -> PackedMeta:
     )
 
 
+# What the recipes of params.yaml leave off: nothing is frozen, averaged, attacked or distilled.
+_FAMILY: dict[str, Any] = {"weights_sha256": None, "freeze": "none", "layer_decay": 1.0, "teacher": "none", "override": {}}
+_SHARED: dict[str, Any] = {
+    "seed": 3, "epochs": 4, "batch_size": 16, "accumulate": 1, "optimizer": "adamw", "momentum": 0.9, "weight_decay": 0.05,
+    "batch_scaling": "none", "base_batch_size": 16, "schedule": "cosine", "warmup_epochs": 1, "final_rate": 0.0,
+    "step_epochs": 10, "step_factor": 0.1, "loss": "cross_entropy", "label_smoothing": 0.05, "focal_gamma": 2.0,
+    "class_weights": "none", "distillation_share": 0.5, "distillation_temperature": 4.0, "gradient_clip_norm": 1.0,
+    "ema_decay": 0.0, "metric": "accuracy", "keep": "best", "early_stopping_epochs": 0, "adversarial": "none",
+    "adversarial_epsilon": 8.0, "adversarial_steps": 3, "precision": "fp32", "layout": "channels_last", "compile": "never",
+    "device": "cpu",
+}  # fmt: skip
+
+
 def params(**changes: Any) -> TrainParams:
-    """Parameters for a run of seconds; `learning_rate`, `cnn_options` and `vit_options` go to the families."""
+    """Parameters for a run of seconds; `learning_rate`, `cnn_options`, `vit_options` and `_FAMILY`'s go to the families."""
     rate = changes.pop("learning_rate", 0.01)
+    family = {key: changes.pop(key, value) for key, value in _FAMILY.items()}
     cnn = FamilyParams(
         architecture=changes.pop("cnn_architecture", "small_resnet"),
         learning_rate=rate,
         options=changes.pop("cnn_options", {"width": 8, "stages": 2}),
         weights=changes.pop("weights", None),
+        **family,
     )
     vit = FamilyParams(
         architecture="small_vit",
         learning_rate=rate,
         options=changes.pop("vit_options", {"patch": 2, "width": 32, "depth": 2, "dropout": 0.1}),
         weights=None,
+        **family,
     )
-    values: dict[str, Any] = {
-        "seed": 3, "epochs": 4, "batch_size": 16, "optimizer": "adamw", "weight_decay": 0.05, "warmup_epochs": 1,
-        "label_smoothing": 0.05, "gradient_clip_norm": 1.0, "early_stopping_epochs": 0, "precision": "fp32", "device": "cpu",
-    }  # fmt: skip
-    return TrainParams(**{**values, **changes}, cnn=cnn, vit=vit)
+    return TrainParams(**{**_SHARED, **changes}, cnn=cnn, vit=vit)
