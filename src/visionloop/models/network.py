@@ -83,6 +83,15 @@ def whole_number(architecture: str, options: Mapping[str, Option], name: str, *,
     return value
 
 
+def chosen(architecture: str, options: Mapping[str, Option], name: str, known: Iterable[str], *, default: str) -> str:
+    """An option as one of the `known` words. Raises ConfigError with these."""
+    value = options.get(name, default)
+    words = tuple(known)
+    if value not in words:
+        raise ConfigError(f"{architecture}: option '{name}' is {value!r}; it must be one of {', '.join(words)}.")
+    return str(value)
+
+
 def number(
     architecture: str, options: Mapping[str, Option], name: str, *, default: float, low: float, below: float
 ) -> float:

@@ -6,12 +6,12 @@ channels (He et al. 2016, arXiv:1603.05027). Does not cover pretrained weights, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionloop.errors import ConfigError
+from visionloop.models.choices import CHOICES, activation, initialisation, initialise
 from visionloop.models.network import (
     LEAST_MAP_SIDE,
     Family,
@@ -25,7 +25,7 @@ from visionloop.models.network import (
 )
 
 NAME = "small_resnet"
-OPTIONS = ("width", "blocks", "stages", "stem_stride", "dropout")
+OPTIONS = ("width", "blocks", "stages", "stem_stride", "dropout", *CHOICES)
 
 
 class SmallResNet(Network):
@@ -34,7 +34,17 @@ class SmallResNet(Network):
     family: Family = "cnn"
 
     def __init__(
-        self, num_classes: int, *, image_side: int, width: int, blocks: int, stages: int, stem_stride: int, dropout: float
+        self,
+        num_classes: int,
+        *,
+        image_side: int,
+        width: int,
+        blocks: int,
+        stages: int,
+        stem_stride: int,
+        dropout: float,
+        activation: Callable[[], nn.Module],
+        initialisation: str | None,
     ) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, width, 3, stem_stride, 1, bias=False)
@@ -43,14 +53,17 @@ class SmallResNet(Network):
         for stage in range(stages):
             for block in range(blocks):
                 channels_in, channels = channels, width * 2**stage
-                layers.append(_Block(channels_in, channels, 2 if stage > 0 and block == 0 else 1))
+                layers.append(_Block(channels_in, channels, 2 if stage > 0 and block == 0 else 1, activation))
         self.stages = nn.Sequential(*layers)
         sides = [-(-image_side // (stem_stride * 2**stage)) for stage in range(stages)]
         stage = max((stage for stage, side in enumerate(sides) if side >= LEAST_MAP_SIDE), default=0)
         self._gradcam_block = (stage + 1) * blocks - 1
-        self.last = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU())
+        self.last = nn.Sequential(nn.BatchNorm2d(channels), activation())
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(channels, num_classes)
+        if initialisation is not None:
+            initialise(self, initialisation)
+            return
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -66,25 +79,27 @@ class SmallResNet(Network):
 
 
 class _Block(nn.Module):
-    """Norm, ReLU, convolution, twice, plus the input (through a 1x1 convolution where its shape changes)."""
+    """Norm, activation, convolution, twice, plus the input (through a 1x1 convolution where its shape changes)."""
 
-    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+    def __init__(self, channels_in: int, channels: int, stride: int, activation: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.norm1 = nn.BatchNorm2d(channels_in)
         self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.activation = activation()
         changes = stride != 1 or channels_in != channels
         self.skip = nn.Conv2d(channels_in, channels, 1, stride, bias=False) if changes else None
 
     def forward(self, maps: Tensor) -> Tensor:
-        active = F.relu(self.norm1(maps))
-        out: Tensor = self.conv2(F.relu(self.norm2(self.conv1(active))))
+        active = self.activation(self.norm1(maps))
+        out: Tensor = self.conv2(self.activation(self.norm2(self.conv1(active))))
         return out + (maps if self.skip is None else self.skip(active))
 
 
 def build(num_classes: int, image_size: tuple[int, int], options: Mapping[str, Option]) -> SmallResNet:
-    """Build from `options`: `width` (channels of the first stage), `blocks` (a stage), `stages`, `stem_stride`, `dropout`.
+    """Build from `options`: `width` (channels of the first stage), `blocks` (a stage), `stages`, `stem_stride`, `dropout`,
+    `activation` (ReLU unless named) and `initialisation` (see `choices.initialise`; unless named, He's normal by fan_out).
 
     `stem_stride` 0 means 1 below 48 pixels, 2 below 128, else 4, so that the first stage, which costs most, works on at
     most about 64 x 64 positions.
@@ -112,4 +127,6 @@ def build(num_classes: int, image_size: tuple[int, int], options: Mapping[str, O
         stages=stages,
         stem_stride=stride,
         dropout=number(NAME, options, "dropout", default=0.0, low=0.0, below=1.0),
+        activation=activation(NAME, options, default="relu"),
+        initialisation=initialisation(NAME, options),
     )

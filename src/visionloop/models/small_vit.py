@@ -1,23 +1,27 @@
 """A small vision transformer for small images (8 to about 224 pixels), trained from scratch.
 
 Pre-norm blocks, learnt positions, and the mean over the patches in place of a class token, which trains better on few
-images (Beyer et al. 2022, arXiv:2205.01580). Does not cover pretrained weights, which do not exist for it.
+images (Beyer et al. 2022, arXiv:2205.01580). With the stem "tokenizer", the pooling "sequence" and a stochastic depth it is
+the Compact Convolutional Transformer of Hassani et al. 2021, arXiv:2104.05704. Does not cover pretrained weights, which do
+not exist for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionloop.errors import ConfigError
+from visionloop.models.choices import CHOICES, activation, initialisation, initialise
 from visionloop.models.network import (
     Family,
     GradcamLayer,
     Network,
     Option,
+    chosen,
     number,
     refuse_unknown,
     tokens_as_map,
@@ -25,13 +29,17 @@ from visionloop.models.network import (
 )
 
 NAME = "small_vit"
-OPTIONS = ("patch", "width", "depth", "heads", "mlp_ratio", "dropout", "stem")
+OPTIONS = (
+    "patch", "width", "depth", "heads", "mlp_ratio", "dropout", "stem", "pooling", "stochastic_depth", *CHOICES,
+)  # fmt: skip
+STEMS = ("patch", "conv", "tokenizer")
+POOLINGS = ("mean", "sequence")
 # Attention grows with the square of the patches: at 4,096 of them one head's table for one image has 64 MB.
 MAX_PATCHES = 4096
 
 
 class SmallViT(Network):
-    """The normed mean over the patches is the embedding; it has `width` numbers."""
+    """The pooled, normed tokens are the embedding; it has `width` numbers."""
 
     family: Family = "vit"
 
@@ -46,16 +54,38 @@ class SmallViT(Network):
         heads: int,
         mlp_ratio: int,
         dropout: float,
-        conv_stem: bool,
+        stem: str,
+        pooling: str,
+        stochastic_depth: float,
+        activation: Callable[[], nn.Module] | None,
+        initialisation: str | None,
     ) -> None:
         super().__init__()
         self.grid = (image_size[0] // patch, image_size[1] // patch)
-        self.stem = _conv_stem(patch, width) if conv_stem else nn.Conv2d(3, width, patch, patch)
+        makers = {"patch": _patch_stem, "conv": _conv_stem, "tokenizer": _tokenizer}
+        self.stem = makers[stem](patch, width, activation or nn.ReLU)
         self.positions = nn.Parameter(torch.empty(1, self.grid[0] * self.grid[1], width))
-        self.blocks = nn.Sequential(*(_Block(width, heads, mlp_ratio, dropout) for _ in range(depth)))
+        self.blocks = nn.Sequential(
+            *(
+                _Block(
+                    width,
+                    heads,
+                    mlp_ratio,
+                    dropout,
+                    skipped=stochastic_depth * block / max(1, depth - 1),
+                    activation=activation or nn.GELU,
+                )
+                for block in range(depth)
+            )
+        )
         self.norm = nn.LayerNorm(width)
+        # One number for a token: how much it counts. Absent, all count the same.
+        self.weigh = nn.Linear(width, 1) if pooling == "sequence" else None
         self.head = nn.Linear(width, num_classes)
         nn.init.trunc_normal_(self.positions, std=0.02)
+        if initialisation is not None:
+            initialise(self, initialisation)
+            return
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -64,7 +94,11 @@ class SmallViT(Network):
     def embed(self, images: Tensor) -> Tensor:
         """Images float [N, 3, H, W] to float [N, D]."""
         tokens = self.stem(images).flatten(2).transpose(1, 2) + self.positions
-        pooled: Tensor = self.norm(self.blocks(tokens)).mean(1)
+        tokens = self.norm(self.blocks(tokens))
+        if self.weigh is None:
+            pooled: Tensor = tokens.mean(1)
+        else:
+            pooled = (self.weigh(tokens).softmax(1).transpose(1, 2) @ tokens).squeeze(1)
         return pooled
 
     def gradcam_layer(self) -> GradcamLayer:
@@ -77,7 +111,16 @@ class SmallViT(Network):
 class _Block(nn.Module):
     """Pre-norm self-attention and a two-layer perceptron, each with a residual connection."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: int, dropout: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: int,
+        dropout: float,
+        *,
+        skipped: float,
+        activation: Callable[[], nn.Module],
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.norm1 = nn.LayerNorm(width)
@@ -86,19 +129,56 @@ class _Block(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.widen = nn.Linear(width, mlp_ratio * width)
         self.narrow = nn.Linear(mlp_ratio * width, width)
+        self.activation = activation()
         self.dropout = nn.Dropout(dropout)
+        self.skip = _Skip(skipped)
 
     def forward(self, tokens: Tensor) -> Tensor:
         count, width = tokens.shape[1:]
         qkv = self.qkv(self.norm1(tokens)).reshape(-1, count, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [N, heads, T, D / heads]
-        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        tokens = tokens + self.dropout(self.project(mixed))
-        out: Tensor = tokens + self.dropout(self.narrow(F.gelu(self.widen(self.norm2(tokens)))))
+        mixed = _attend(query, key, value).transpose(1, 2).flatten(2)
+        tokens = tokens + self.skip(self.dropout(self.project(mixed)))
+        out: Tensor = tokens + self.skip(self.dropout(self.narrow(self.activation(self.widen(self.norm2(tokens))))))
         return out
 
 
-def _conv_stem(patch: int, width: int) -> nn.Module:
+class _Skip(nn.Module):
+    """Stochastic depth (Huang et al. 2016, arXiv:1603.09382): in training, leaves a branch out for a share of the images.
+
+    What stays is divided by its probability, so that the mean is the same as in use, where nothing is left out.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if not self.training or self.share == 0:
+            return tokens
+        kept = torch.empty((len(tokens), 1, 1), dtype=tokens.dtype, device=tokens.device).bernoulli_(1 - self.share)
+        thinned: Tensor = tokens * kept.div_(1 - self.share)
+        return thinned
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention over [N, heads, T, D] in torch's kernel, or in plain products where that is faster.
+
+    On a CPU, torch's kernel in bfloat16 takes four times as long forwards and backwards (64 tokens, 4 heads of 48).
+    """
+    if query.dtype == torch.bfloat16 and query.device.type == "cpu":
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+        mixed: Tensor = scores.softmax(-1) @ value
+        return mixed
+    return F.scaled_dot_product_attention(query, key, value)
+
+
+def _patch_stem(patch: int, width: int, _activation: Callable[[], nn.Module]) -> nn.Module:
+    """One convolution with the patch as its stride."""
+    return nn.Conv2d(3, width, patch, patch)
+
+
+def _conv_stem(patch: int, width: int, activation: Callable[[], nn.Module]) -> nn.Module:
     """A 3x3 convolution of stride 2 for each halving down to the patch grid, then a 1x1.
 
     Xiao et al. 2021, arXiv:2106.14881.
@@ -107,15 +187,33 @@ def _conv_stem(patch: int, width: int) -> nn.Module:
     channels = 3
     for left in reversed(range(patch.bit_length() - 1)):
         channels_in, channels = channels, max(width // 2**left, 16)
-        layers += [nn.Conv2d(channels_in, channels, 3, 2, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+        layers += [nn.Conv2d(channels_in, channels, 3, 2, 1, bias=False), nn.BatchNorm2d(channels), activation()]
     return nn.Sequential(*layers, nn.Conv2d(channels, width, 1))
 
 
-def build(num_classes: int, image_size: tuple[int, int], options: Mapping[str, Option]) -> SmallViT:
-    """Build from `options`: `patch` (pixels), `width`, `depth`, `heads`, `mlp_ratio`, `dropout`, `stem`.
+def _tokenizer(patch: int, width: int, activation: Callable[[], nn.Module]) -> nn.Module:
+    """A 3x3 convolution, a 3x3 pooling of stride 2 and the activation for each halving down to the grid.
 
-    The stem "patch" is one convolution with the patch as its stride; "conv" halves the image by overlapping convolutions
-    down to the same grid, which learns more from few images and wants `patch` to be a power of two.
+    Hassani et al. 2021, arXiv:2104.05704, whose layers before the last have 64 channels too. The paper pools after the
+    ReLU, which gives the same (the largest of what a rising function gives comes from the largest) at four times the work.
+    """
+    layers: list[nn.Module] = []
+    channels = 3
+    for left in reversed(range(patch.bit_length() - 1)):
+        channels_in, channels = channels, 64 if left else width
+        layers += [nn.Conv2d(channels_in, channels, 3, 1, 1, bias=False), nn.MaxPool2d(3, 2, 1), activation()]
+    return nn.Sequential(*layers)
+
+
+def build(num_classes: int, image_size: tuple[int, int], options: Mapping[str, Option]) -> SmallViT:
+    """Build from `options`: `patch` (pixels), `width`, `depth`, `heads`, `mlp_ratio`, `dropout`, `stem`, `pooling`,
+    `stochastic_depth`, `activation` (unless named, ReLU in the stem and GELU in the blocks) and `initialisation` (see
+    `choices.initialise`; unless named, Xavier's uniform for linear layers and torch's own for convolutions).
+
+    The stem "patch" is one convolution with the patch as its stride. "conv" halves the image by overlapping convolutions of
+    stride 2 down to the same grid, "tokenizer" by convolutions and poolings; both learn more from few images and want
+    `patch` to be a power of two. The pooling "sequence" lets the network weigh the tokens, "mean" takes all alike.
+    `stochastic_depth` is the share of images for which the last block is left out in training; the first never is.
 
     Raises:
         ConfigError: an option is unknown or out of its range, or the image cannot be cut into such patches.
@@ -138,11 +236,13 @@ def build(num_classes: int, image_size: tuple[int, int], options: Mapping[str, O
     heads = whole_number(NAME, options, "heads", default=4, low=1, high=64)
     if width % heads:
         raise ConfigError(f"{NAME}: width {width} is no multiple of heads {heads}; change one of the two options.")
-    stem = options.get("stem", "patch")
-    if stem not in ("patch", "conv"):
-        raise ConfigError(f"{NAME}: option 'stem' is {stem!r}; it must be 'patch' or 'conv'.")
-    if stem == "conv" and patch & (patch - 1):
-        raise ConfigError(f"{NAME}: the stem 'conv' halves the image again and again; make 'patch' {patch} a power of two.")
+    stem = chosen(NAME, options, "stem", STEMS, default="patch")
+    if stem != "patch" and patch & (patch - 1):
+        raise ConfigError(
+            f"{NAME}: the stem '{stem}' halves the image again and again; make 'patch' {patch} a power of two."
+        )
+    if stem == "tokenizer" and patch == 1:
+        raise ConfigError(f"{NAME}: the stem 'tokenizer' halves the image at least once; make 'patch' 2 or more.")
     return SmallViT(
         num_classes,
         image_size=image_size,
@@ -152,5 +252,9 @@ def build(num_classes: int, image_size: tuple[int, int], options: Mapping[str, O
         heads=heads,
         mlp_ratio=whole_number(NAME, options, "mlp_ratio", default=2, low=1, high=8),
         dropout=number(NAME, options, "dropout", default=0.0, low=0.0, below=1.0),
-        conv_stem=stem == "conv",
+        stem=stem,
+        pooling=chosen(NAME, options, "pooling", POOLINGS, default="mean"),
+        stochastic_depth=number(NAME, options, "stochastic_depth", default=0.0, low=0.0, below=1.0),
+        activation=activation(NAME, options) if "activation" in options else None,
+        initialisation=initialisation(NAME, options),
     )

@@ -14,6 +14,7 @@ import torchvision
 from torch import Tensor, nn
 
 from visionloop.errors import ConfigError
+from visionloop.models.choices import CHOICES
 from visionloop.models.network import LEAST_MAP_SIDE, Family, GradcamLayer, Network, Option, same, tokens_as_map
 
 NOT_COVERED = ("googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1")
@@ -78,6 +79,12 @@ def build(name: str, num_classes: int, image_size: tuple[int, int], options: Map
         sized = {"image_size": image_size[0]}
     elif name.startswith("maxvit_"):
         sized = {"input_size": image_size}
+    made = [option for option in CHOICES if option in options]
+    if made:
+        raise ConfigError(
+            f"{name} is torchvision's, which has chosen its {made[0]} itself; remove '{made[0]}' from the options, or take "
+            "small_resnet or small_vit."
+        )
     own = {"num_classes", "weights", "progress", *sized} & set(options)
     if own:
         raise ConfigError(f"{name}: option '{min(own)}' is set by visionloop itself; remove it from the options.")
