@@ -281,6 +281,141 @@ class TrainParams(Section):
             raise ValueError(f"{name}.override, {_sentence(dict(item), TrainParams).rstrip('.')}") from None
 
 
+Scalar = int | float | str | bool | None
+# Keys of augment that change no image while training; `visionloop tune` cannot learn anything about them.
+_NOT_TRAINED = ("max_out_of_range", "contact_sheet_images", "seed")
+
+
+class SpaceEntry(Section):
+    """What a tuned key may be: a range, or choices."""
+
+    section: ClassVar[str] = "tune"
+    low: int | float | None = Field(default=None, description="the least value")
+    high: int | float | None = Field(default=None, description="the greatest")
+    log: bool = Field(default=False, description="draw by order of magnitude, as suits a learning rate")
+    step: int | float | None = Field(default=None, description="values low, low + step, ... up to high")
+    choices: Annotated[tuple[Scalar, ...], BeforeValidator(_tuple)] | None = Field(default=None, description="the values")
+
+    @model_validator(mode="after")
+    def _shape(self) -> SpaceEntry:
+        if self.choices is not None:
+            if self.low is not None or self.high is not None or self.step is not None or self.log:
+                raise ValueError("it has choices and a range; leave one of them away")
+            if not self.choices:
+                raise ValueError("choices is empty; name at least one value")
+            if len({(type(value), value) for value in self.choices}) < len(self.choices):
+                raise ValueError(f"choices names a value twice: {_shown(self.choices)}")
+            return self
+        if self.low is None or self.high is None:
+            raise ValueError("it needs {low, high}, with log or step where wanted, or {choices: [...]}")
+        if self.low >= self.high:
+            raise ValueError(f"low is {self.low:g} and high is {self.high:g}; low must be below high")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low is {self.low:g}; with log: true it must be above 0")
+        if self.step is not None:
+            if self.log:
+                raise ValueError("log and step exclude each other; leave one away, or list choices")
+            if self.step <= 0:
+                raise ValueError(f"step is {self.step:g}; it must be above 0")
+            steps = (self.high - self.low) / self.step
+            if round(steps) < 1 or abs(steps - round(steps)) > 1e-9 * steps:
+                raise ValueError(f"steps of {self.step:g} from {self.low:g} do not end at {self.high:g}")
+        return self
+
+    def values(self, whole: bool) -> tuple[Scalar, ...] | None:
+        """Every value in turn, of a range of `whole` numbers or of any; None where there is no end of them."""
+        if self.choices is not None:
+            return self.choices
+        assert self.low is not None and self.high is not None
+        step = self.step if self.step is not None else (1 if whole and not self.log else None)
+        if step is None:
+            return None
+        count = round((self.high - self.low) / step) + 1
+        # Rounded as people write them: 0.1 + 2 * 0.1 is 0.30000000000000004.
+        return tuple(
+            self.low + index * step if whole else float(f"{self.low + index * step:.12g}") for index in range(count)
+        )
+
+    @property
+    def extremes(self) -> tuple[Scalar, ...]:
+        """The values that show whether all are allowed: each choice, or both ends."""
+        return self.choices if self.choices is not None else (self.low, self.high)
+
+
+class TuneParams(Section):
+    section: ClassVar[str] = "tune"
+    family: Literal["cnn", "vit"] = Field(description="whose training is tuned")
+    sampler: Literal["grid", "random", "tpe"] = Field(description="which values a trial gets")
+    pruner: Literal["none", "median", "hyperband"] = Field(description="which trials stop early")
+    objectives: Annotated[tuple[Literal["accuracy", "latency"], ...], BeforeValidator(_tuple)] = Field(
+        description="accuracy on val; with latency, of one image in ONNX Runtime, the trade-off is looked for"
+    )
+    trials: int = Field(ge=1, le=10_000, description="in all, over every worker and resumed run")
+    timeout_minutes: float = Field(ge=0, le=100_000, description="no trial begins after; 0 means no limit")
+    epochs: int | None = Field(ge=1, le=100_000, description="of a trial; null takes those of train")
+    seed: Seed = Field(description="of the sampler; trials train with train.seed, so that equal values mean equal results")
+    storage: str | None = Field(min_length=1, description="SQLAlchemy URL of the studies; null means a SQLite file in var")
+    space: dict[str, SpaceEntry] = Field(min_length=1, description="key of train or augment: what it may be")
+
+    @model_validator(mode="after")
+    def _objectives(self) -> TuneParams:
+        if self.objectives not in (("accuracy",), ("accuracy", "latency")):
+            raise ValueError(f"objectives is {_shown(self.objectives)}; it must be [accuracy] or [accuracy, latency]")
+        if len(self.objectives) > 1 and self.pruner != "none":
+            raise ValueError(
+                f"pruner is {self.pruner} and objectives are two; nobody knows before its end whether a trial is on the "
+                "front of both, so set pruner: none, or objectives: [accuracy]"
+            )
+        return self
+
+
+def tuned_tree(family: str, values: Mapping[str, Scalar]) -> dict[str, dict[str, Any]]:
+    """Tuned keys with their values as sections of `params.yaml`, which may be laid over it.
+
+    A key that both families share goes into the `override` of the tuned one: the other's training stays as it is.
+
+    >>> tuned_tree("cnn", {"train.weight_decay": 0.1, "train.cnn.options.width": 24})
+    {'train': {'cnn': {'override': {'weight_decay': 0.1}, 'options': {'width': 24}}}}
+    """
+    tree: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        section, *parts = key.split(".")
+        if section == "train" and parts[0] != family:
+            parts = [family, "override", *parts]
+        place = tree.setdefault(section, {})
+        for part in parts[:-1]:
+            place = place.setdefault(part, {})
+        place[parts[-1]] = value
+    return tree
+
+
+def tuned(
+    train: TrainParams, augment: AugmentParams, family: str, values: Mapping[str, Scalar]
+) -> tuple[TrainParams, AugmentParams]:
+    """Both sections with the tuned keys set to `values`.
+
+    Raises:
+        ConfigError: a value, or their combination, is not allowed.
+    """
+    trees: dict[str, dict[str, Any]] = {"train": train.model_dump(), "augment": augment.model_dump()}
+    for section, changes in tuned_tree(family, values).items():
+        _lay_over(trees[section], changes)
+    try:
+        return TrainParams.model_validate(trees["train"]), AugmentParams.model_validate(trees["augment"])
+    except ValidationError as error:
+        item = dict(error.errors()[0])
+        kind: type[BaseModel] = TrainParams if error.title == TrainParams.__name__ else AugmentParams
+        raise ConfigError(_sentence(item, kind, f"{getattr(kind, 'section')}.")) from None  # noqa: B009 - of a Section
+
+
+def _lay_over(tree: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, Mapping):
+            _lay_over(tree[key], value)
+        else:
+            tree[key] = value
+
+
 class EvaluateParams(Section):
     section: ClassVar[str] = "evaluate"
     confidence_level: float = Field(gt=0.5, lt=1, description="of every interval")
@@ -382,6 +517,7 @@ class Params(Section):
     preprocess: PreprocessParams
     augment: AugmentParams
     train: TrainParams
+    tune: TuneParams
     evaluate: EvaluateParams
     select: SelectParams
     export: ExportParams
@@ -390,6 +526,81 @@ class Params(Section):
     reference: ReferenceParams
     serve: ServeParams
     monitor: MonitorParams
+
+    @model_validator(mode="after")
+    def _space(self) -> Params:
+        for key, entry in self.tune.space.items():
+            if problem := _space_problem(self, key, entry):
+                raise ValueError(f"tune.space, {key}: {problem}")
+        if self.tune.sampler == "grid":
+            points = math.prod(
+                len(entry.values(is_whole(self.tune.family, key, entry)) or ()) for key, entry in self.tune.space.items()
+            )
+            if points > self.tune.trials:
+                raise ValueError(
+                    f"tune.sampler is grid and its space has {points} combinations, but tune.trials is {self.tune.trials}; "
+                    "raise trials, or name fewer values"
+                )
+        return self
+
+
+def _tunable(family: str) -> list[str]:
+    """Every key that a space may name, but for the options of the architecture."""
+    shared = [name for name in TrainParams.model_fields if name not in ("cnn", "vit")]
+    own = [name for name in FamilyParams.model_fields if name not in ("options", "override")]
+    augment = [name for name in AugmentParams.model_fields if name not in _NOT_TRAINED]
+    return [
+        *(f"train.{name}" for name in shared),
+        *(f"train.{family}.{name}" for name in own),
+        *(f"augment.{name}" for name in augment),
+    ]
+
+
+def is_whole(family: str, key: str, entry: SpaceEntry) -> bool:
+    """Whether the range of a tuned key is one of whole numbers: by the key's type, for an option by how it is written."""
+    if key.startswith(f"train.{family}.options."):
+        return all(isinstance(value, int) for value in (entry.low, entry.high, entry.step or 1))
+    return _type_of(key) is int
+
+
+def _type_of(key: str) -> object:
+    section, _, name = key.rpartition(".")
+    kinds: dict[str, type[BaseModel]] = {"train": TrainParams, "augment": AugmentParams}
+    return kinds.get(section, FamilyParams).model_fields[name].annotation
+
+
+def _space_problem(params: Params, key: str, entry: SpaceEntry) -> str:  # noqa: PLR0911 - each check its sentence
+    """Why this key cannot be tuned over this entry, or ""."""
+    tune, known, prefix = params.tune, _tunable(params.tune.family), f"train.{params.tune.family}.options."
+    is_option = key.startswith(prefix) and key.removeprefix(prefix).isidentifier()
+    if not is_option and key not in known:
+        if key.startswith(("train.cnn.", "train.vit.")) and not key.startswith(f"train.{tune.family}."):
+            return f"tune.family is {tune.family}; name keys of train.{tune.family}"
+        near = difflib.get_close_matches(key, [*known, f"{prefix}<name>"], n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'" if near else f"keys are train.<key>, train.{tune.family}.<key> and augment.<key>"
+        return f"there is no such key to tune; {hint}"
+    if key == "train.epochs" and (tune.epochs is not None or tune.pruner != "none"):
+        return "epochs can be tuned with tune.epochs: null and tune.pruner: none only, since pruning compares equal epochs"
+    if key.startswith("augment.") and ("variants" in (entry.choices or ()) or params.augment.balance == "variants"):
+        return "variants are stored by the stage augment, before training; tune with augment.balance: none or sampler"
+    if entry.choices is None and not is_option and (problem := _range_problem(key, entry)):
+        return problem
+    if tune.sampler == "grid" and entry.values(is_whole(tune.family, key, entry)) is None:
+        return "tune.sampler is grid, and this range has no end of values; give it a step, or choices"
+    for value in entry.extremes:
+        try:
+            tuned(params.train, params.augment, tune.family, {key: value})
+        except ConfigError as error:
+            return f"{_shown(value)} is not allowed: {str(error).rstrip('.')}"
+    return ""
+
+
+def _range_problem(key: str, entry: SpaceEntry) -> str:
+    if _type_of(key) not in (int, float):
+        return "it is no number, so it has no range; write {choices: [...]}"
+    if _type_of(key) is int and not all(isinstance(value, int) for value in (entry.low, entry.high, entry.step or 1)):
+        return "it is a whole number, so low, high and step must be whole numbers"
+    return ""
 
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -481,7 +692,7 @@ def _sentence(item: Mapping[str, Any], root: type[BaseModel] | None = None, pref
         return f"'{key}' is missing; add it."
     message = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "value_error":
-        return f"section '{key}': {message}."
+        return f"section '{key}': {message}." if key else f"{message}."
     for said, meant in _WORDS.items():
         message = message.replace(said, meant)
     if item["type"] == "model_type":
