@@ -22,7 +22,7 @@ from visionloop.data.operations import Floats
 from visionloop.data.policy import AugmentPolicy
 from visionloop.preprocess import PixelArray
 
-__all__ = ["AugmentPolicy", "augment_batch", "columns"]
+__all__ = ["AugmentPolicy", "augment_batch", "change_images", "columns", "draw_changes"]
 
 # Of the erased rectangle, from Zhong et al., "Random Erasing Data Augmentation" (AAAI 2020).
 _ERASED_AREA = (0.02, 0.33)
@@ -81,12 +81,22 @@ def augment_batch(
     >>> augment_batch(images, AugmentPolicy(horizontal_flip=True), np.random.default_rng(0)).shape
     torch.Size([64, 32, 32, 3])
     """
+    drawn = draw_changes(len(images), policy, generator)
+    for name, value in (pinned or {}).items():
+        drawn[:, columns(policy).index(name)] = value
+    return change_images(images, policy, drawn)
+
+
+def draw_changes(count: int, policy: AugmentPolicy, generator: np.random.Generator) -> Floats:
+    """The numbers [count, columns] of [0, 1) that say how so many images change."""
+    return generator.random((count, len(columns(policy))))
+
+
+def change_images(images: Tensor, policy: AugmentPolicy, drawn: Floats) -> Tensor:
+    """`augment_batch` with the numbers of `draw_changes` for these images; a part of a batch takes its rows of them."""
     names = columns(policy)
     if not names or len(images) == 0:
         return images
-    drawn = generator.random((len(images), len(names)))
-    for name, value in (pinned or {}).items():
-        drawn[:, names.index(name)] = value
     count, height, width, _ = images.shape
     pixels = _CHUNK_PIXELS if policy.automatic == "none" else _CHUNK_PIXELS_AUTOMATIC
     chunk = max(1, pixels // (height * width)) if images.device.type == "cpu" else count
