@@ -85,6 +85,7 @@ class ComputeParams(Section):
     dask: Annotated[str, AfterValidator(_dask_address)] | None = Field(
         description="address of a Dask scheduler, as tcp://host:8786; null for processes here"
     )
+    processes: int = Field(default=1, ge=1, le=1024, description="that train one model together on this machine")
 
 
 class CollectParams(Section):
@@ -178,6 +179,9 @@ class AugmentParams(Section):
     mixed_share: Share = Field(description="share of the training images that are mixed, where mixup or cutmix is on")
     balance: Literal["none", "sampler", "variants"] = Field(description="how small classes are made to count more")
     balance_strength: Share = Field(description="0 leaves the classes as they are, 1 makes them equal")
+    store: Literal["packed", "stream"] = Field(
+        description="where training reads from: arrays of decoded images, or the shards themselves, decoded in every epoch"
+    )
     max_out_of_range: Share = Field(description="more augmented images outside the data's statistics stop the run")
     contact_sheet_images: int = Field(ge=1, le=64, description="images on reports/augmentation.png")
     seed: Seed = Field(description="of sheets, range check and variants; training draws from its own seed")
@@ -187,6 +191,11 @@ class AugmentParams(Section):
         if self.balance == "variants" and not (self.automatic != "none" or any(getattr(self, name) for name in CHANGES)):
             raise ValueError(
                 "balance is variants, but nothing here changes an image; turn on a change or set balance: sampler"
+            )
+        if self.balance == "variants" and self.store == "stream":
+            raise ValueError(
+                "balance is variants, which are stored beside decoded images, and store is stream, which stores none; set "
+                "balance: sampler, or store: packed"
             )
         return self
 
@@ -283,7 +292,7 @@ class TrainParams(Section):
 
 Scalar = int | float | str | bool | None
 # Keys of augment that change no image while training; `visionloop tune` cannot learn anything about them.
-_NOT_TRAINED = ("max_out_of_range", "contact_sheet_images", "seed")
+_NOT_TRAINED = ("store", "max_out_of_range", "contact_sheet_images", "seed")
 
 
 class SpaceEntry(Section):
@@ -526,6 +535,17 @@ class Params(Section):
     reference: ReferenceParams
     serve: ServeParams
     monitor: MonitorParams
+
+    @model_validator(mode="after")
+    def _processes(self) -> Params:
+        for family in ("cnn", "vit"):
+            batch_size = self.train.of(family).batch_size
+            if batch_size < self.compute.processes:
+                raise ValueError(
+                    f"train.batch_size of the {family} is {batch_size}, too few images for compute.processes: "
+                    f"{self.compute.processes}, which share each batch; raise the one or lower the other"
+                )
+        return self
 
     @model_validator(mode="after")
     def _space(self) -> Params:
