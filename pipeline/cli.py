@@ -64,6 +64,28 @@ def doctor(as_json: Json = False) -> None:
 
 
 @app.command()
+def recipe(
+    name: Annotated[str | None, typer.Argument(help="The recipe to apply; without one they are listed.")] = None,
+    small: Annotated[bool, typer.Option("--small", help="The variant that takes minutes.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite changes of params.yaml that git has not.")] = False,
+) -> None:
+    """List the recipes, or put one in the place of params.yaml."""
+    from pipeline import recipes
+
+    if name is None:
+        for known in recipes.names():
+            print(f"{known:24} {recipes.read(known).notes.get('What', '')}")
+        print("`visionloop recipe NAME` puts one in the place of params.yaml, --small its variant for minutes.")
+        return
+    for sentence in recipes.apply(name, small=small, force=force):
+        print(sentence)
+    notes = recipes.read(name).notes
+    for word in recipes.NOTES:
+        if word in notes:
+            print(f"{word:9} {notes[word]}")
+
+
+@app.command()
 def run() -> None:
     """The main job: bring the pipeline up to date, serve the model, send it images, judge drift, sum up."""
     from pipeline import run as main_job

@@ -9,10 +9,14 @@ from pathlib import Path
 
 PARAMS = Path("params.yaml")
 DVC_YAML = Path("dvc.yaml")
+EXPERIMENTS_YAML = Path("experiments/dvc.yaml")  # stages that run when they are asked for, never with the pipeline
+RECIPES = Path("recipes")  # complete params files to put in the place of params.yaml
 
-# What people give: their images, and what they decided. DVC watches all three; git keeps the decisions.
+# What people give: their images, and what they decided. DVC watches all of it; git keeps the decisions.
 DECISIONS = Path("data/decisions.csv")  # keep, drop or relabel by image id, with who and why
 FEEDBACK = Path("data/feedback")  # labelled live images, written by `visionloop feedback pull`
+OUT_OF_FOLD = Path("data/out_of_fold")  # answers of cross-validation, written by `visionloop crossvalidate --accept`
+OUT_OF_FOLD_ANSWERS = OUT_OF_FOLD / "answers.parquet"
 DOWNLOADS = Path("data/downloads")  # archives by sha256; no dependency, since params pin their content
 # collect
 SHARDS = Path("data/shards")  # <source>/part-<number>-<hash>.parquet: encoded bytes, append-only
