@@ -18,8 +18,6 @@ def changed_lines(new: str, old: str = TEXT) -> list[str]:
     """The lines that are new."""
     found = difflib.unified_diff(old.splitlines(), new.splitlines(), lineterm="", n=0)
     return [line[1:] for line in found if line[0] == "+"][1:]
-        line[1:] for line in difflib.unified_diff(old.splitlines(), new.splitlines(), lineterm="", n=0) if line[0] == "+"
-    ][1:]
 
 
 def test_without_a_change_the_text_stays_to_the_letter() -> None:
