@@ -1,6 +1,9 @@
 """Batches gathered straight from the packed arrays, in an order that depends on the seed and the epoch alone.
 
-Does not cover: streaming from the shards, for data sets too large for one array on disk.
+Where several processes train together (`distributed`), each makes its part of every batch; the parts in a row are, bit for
+bit, the batch that one process would make.
+
+Does not cover: streaming from the shards, for data sets too large for one array on disk (`streaming`).
 """
 
 from __future__ import annotations
@@ -14,11 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visionloop.data.augmentation import augment_batch
+from visionloop.data.augmentation import change_images, draw_changes
 from visionloop.data.balancing import balanced_order
-from visionloop.data.mixing import mix_batch
+from visionloop.data.mixing import mix_images, plan_mix
 from visionloop.data.packing import PackedSplit
 from visionloop.data.policy import AugmentPolicy
+from visionloop.errors import ConfigError
+from visionloop.training.distributed import Ranks
 
 
 class Batch(NamedTuple):
@@ -67,12 +72,25 @@ def count(images: int, batch_size: int) -> int:
     return max(1, -(-images // batch_size))
 
 
-def train_batches(data: PackedSplit, policy: AugmentPolicy, *, batch_size: int, seed: int, epoch: int) -> Iterator[Batch]:
+def batch_sizes(images: int, batch_size: int) -> list[int]:
+    """How many images each batch of an epoch has, over all processes: equal, give or take one.
+
+    A last batch of a single image would make a batch norm fail, and its gradient count as much as a full one's.
+    """
+    steps = count(images, batch_size)
+    return [images // steps + (step < images % steps) for step in range(steps)]
+
+
+def train_batches(
+    data: PackedSplit, policy: AugmentPolicy, *, batch_size: int, seed: int, epoch: int, ranks: Ranks | None = None
+) -> Iterator[Batch]:
     """One epoch of shuffled, augmented batches, in the order that (`seed`, `epoch`) gives.
 
-    Every image comes once, unless the policy balances the classes by its sampler (`balanced_order`). Batches are of equal
-    size, give or take one image: a last batch of a single image would make a batch norm fail and its gradient count as much
-    as a full one's.
+    Every image comes once, unless the policy balances the classes by its sampler (`balanced_order`). `batch_size` is over
+    all processes, of which each yields its part of every batch; see `batch_sizes`.
+
+    Raises:
+        ConfigError: a batch has fewer images than there are processes.
     """
     generator = np.random.default_rng(seed_of(seed, epoch, 0))
     if policy.balance == "sampler":
@@ -80,21 +98,47 @@ def train_batches(data: PackedSplit, policy: AugmentPolicy, *, batch_size: int, 
     else:
         order = generator.permutation(len(data.labels))
     generator = np.random.default_rng(seed_of(seed, epoch, 1))
-    for indices in np.array_split(order, count(len(order), batch_size)):
-        # One gather copies the rows out of the map.
-        images = augment_batch(torch.from_numpy(data.images[indices]), policy, generator)
+    height, width = data.images.shape[1:3]
+    sizes = batch_sizes(len(order), batch_size)
+    require_parts(sizes, ranks)
+    start = 0
+    for size in sizes:
+        indices, start = order[start : start + size], start + size
+        # What happens to an image is drawn for the whole batch by every process, so that it depends on no other's part.
+        drawn = draw_changes(size, policy, generator)
+        rows = np.arange(size)[ranks.part(size) if ranks else slice(None)]
         labels = torch.from_numpy(data.labels[indices])
-        if policy.mixes:
-            mixed = mix_batch(images, policy, generator)
-            yield Batch(mixed.images, labels, labels[mixed.partners], mixed.shares)
-        else:
-            yield Batch(images, labels)
+        if not policy.mixes:
+            # One gather copies the rows out of the map.
+            images = change_images(torch.from_numpy(data.images[indices[rows]]), policy, drawn[rows])
+            yield Batch(images, labels[rows])
+            continue
+        plan = plan_mix(size, height, width, policy, generator).of(rows)
+        needed, places = np.unique(np.concatenate([rows, plan.partners]), return_inverse=True)
+        changed = change_images(torch.from_numpy(data.images[indices[needed]]), policy, drawn[needed])
+        own = changed if len(rows) == size else changed[places[: len(rows)]]
+        images = mix_images(own, changed[places[len(rows) :]], policy, plan)
+        yield Batch(images, labels[rows], labels[plan.partners], torch.from_numpy(plan.shares))
 
 
-def plain_batches(data: PackedSplit, batch_size: int) -> Iterator[Batch]:
-    """All images in their order, unchanged."""
-    for start in range(0, len(data.labels), batch_size):
-        stop = start + batch_size
+def require_parts(sizes: list[int], ranks: Ranks | None) -> None:
+    """Refuse batches of which a process would get no image.
+
+    Raises:
+        ConfigError: with the numbers.
+    """
+    if ranks and min(sizes) < ranks.world:
+        raise ConfigError(
+            f"A batch has {min(sizes)} images and {ranks.world} processes share it, so some would have none; raise "
+            "train.batch_size, or lower compute.processes."
+        )
+
+
+def plain_batches(data: PackedSplit, batch_size: int, ranks: Ranks | None = None) -> Iterator[Batch]:
+    """All images in their order, unchanged; of several processes each has its part of them, which may be none."""
+    part = ranks.part(len(data.labels)) if ranks else slice(0, len(data.labels))
+    for start in range(part.start, part.stop, batch_size):
+        stop = min(start + batch_size, part.stop)
         yield Batch(torch.from_numpy(np.array(data.images[start:stop])), torch.from_numpy(data.labels[start:stop]))
 
 
