@@ -70,6 +70,14 @@ def _folder_name(value: str) -> str:
     return value
 
 
+def _study_url(value: str) -> str:
+    if not re.fullmatch(r"sqlite:///[^:?]+|postgresql(\+\w+)?://\S+", value):
+        raise PydanticCustomError(
+            "study_url", "It must be postgresql+psycopg://user@host/database, sqlite:///path/of/a.db, or null"
+        )
+    return value
+
+
 class Section(BaseModel):
     """A section of `params.yaml`: frozen, strict (no "3" for 3), unknown keys refused, NaN and infinity refused."""
 
@@ -363,7 +371,9 @@ class TuneParams(Section):
     timeout_minutes: float = Field(ge=0, le=100_000, description="no trial begins after; 0 means no limit")
     epochs: int | None = Field(ge=1, le=100_000, description="of a trial; null takes those of train")
     seed: Seed = Field(description="of the sampler; trials train with train.seed, so that equal values mean equal results")
-    storage: str | None = Field(min_length=1, description="SQLAlchemy URL of the studies; null means a SQLite file in var")
+    storage: Annotated[str, AfterValidator(_study_url)] | None = Field(
+        description="SQLAlchemy URL of the studies; null means a SQLite file in var"
+    )
     space: dict[str, SpaceEntry] = Field(min_length=1, description="key of train or augment: what it may be")
 
     @model_validator(mode="after")
