@@ -1,0 +1,1 @@
+"""Trials of many settings of one training, the best of them, and a page about all."""
