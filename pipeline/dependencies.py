@@ -1,6 +1,6 @@
 """Which files and which sections of `params.yaml` a stage uses, read from its source, and `dvc.yaml` brought in line.
 
-`python -m pipeline.dependencies` prints what is missing or too much in `dvc.yaml`; `--write` mends the module lines. The
+`python -m pipeline.dependencies` prints what is missing or too much in both `dvc.yaml`; `--write` mends the module lines. The
 contract test calls `differences`. Reads source only; imports nothing of the stages.
 
 Does not cover: data files, which the end-to-end test watches while the stages run.
@@ -30,6 +30,8 @@ PACKAGES = {
 # What a stage runs in another process, and therefore does not import.
 OTHER_PROCESS = {"deploy": ("serving.triton.classify", "serving.triton.classifier")}
 STAGES = Path("pipeline/stages")
+# The pipeline, and what runs when it is asked for.
+FILES = ("dvc.yaml", "experiments/dvc.yaml")
 # Sections that say where the work runs and never change a result.
 UNDECLARED = {"compute"}
 
@@ -76,8 +78,10 @@ def stage_params(stage: str, root: Path = Path()) -> set[str]:
 
 
 def differences(root: Path = Path()) -> list[Difference]:
-    """Compare each stage of `dvc.yaml` with its source; an empty list means that they agree."""
-    stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    """Compare each stage of the files `FILES` with its source; an empty list means that they agree."""
+    stages: dict[str, Any] = {}
+    for name in FILES:
+        stages |= yaml.safe_load((root / name).read_text(encoding="utf-8"))["stages"]
     result = []
     for stage, entry in stages.items():
         body = entry.get("do", entry)
@@ -98,7 +102,12 @@ def differences(root: Path = Path()) -> list[Difference]:
 
 def rewrite(root: Path = Path()) -> None:
     """Put each stage's source files into its `deps`, after the data files; comments and order of the rest stay."""
-    text = (root / "dvc.yaml").read_text(encoding="utf-8")
+    for name in FILES:
+        _rewrite(root / name, root)
+
+
+def _rewrite(path: Path, root: Path) -> None:
+    text = path.read_text(encoding="utf-8")
     for stage in yaml.safe_load(text)["stages"]:
         block = re.search(rf"^  {stage}:\n(?:(?:   .*)?\n)*", text, re.M)
         assert block is not None
@@ -110,7 +119,7 @@ def rewrite(root: Path = Path()) -> None:
         lines = "".join(f"{line}\n" for line in data + [f"{indent}- {file}" for file in modules])
         new = block.group().replace(deps.group(), f"{indent}deps:\n{lines}")
         text = text.replace(block.group(), new)
-    (root / "dvc.yaml").write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
 
 
 def _executed(node: ast.AST) -> Iterator[ast.AST]:

@@ -38,6 +38,7 @@ AUGMENT_REPORT = Path("reports/augmentation.json")
 MODELS = Path("models")
 TRAIN_REPORTS = Path("reports/train")
 EVALUATE_REPORTS = Path("reports/evaluate")
+CROSSVALIDATE_REPORTS = Path("reports/crossvalidate")
 # select
 SELECTED = Path("models/selected.json")
 SELECT_REPORT = Path("reports/select.json")
@@ -73,6 +74,7 @@ LOGS = VAR / "logs"
 EVIDENTLY_WORKSPACE = VAR / "evidently"
 DRIFT_REPORTS = VAR / "drift"  # one HTML page and one JSON file per closed window
 PREFECT_HOME = VAR / "prefect"
+CROSSVALIDATE = VAR / "crossvalidate"  # <family>: finished folds and the checkpoint of an interrupted run
 RUN_SUMMARY = VAR / "run-summary.json"
 
 
@@ -89,3 +91,8 @@ def train_report(family: str) -> Path:
 def evaluate_report(family: str) -> Path:
     """`reports/evaluate/<family>`: metrics, predictions, plots and pictures."""
     return EVALUATE_REPORTS / family
+
+
+def crossvalidate_report(family: str) -> Path:
+    """`reports/crossvalidate/<family>`: metrics, out-of-fold answers and the picture of the folds."""
+    return CROSSVALIDATE_REPORTS / family

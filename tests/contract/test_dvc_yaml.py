@@ -15,6 +15,7 @@ from visionloop.config import Params
 
 ROOT = Path(__file__).parents[2]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+EXPERIMENTS = yaml.safe_load((ROOT / "experiments" / "dvc.yaml").read_text())["stages"]
 
 
 def test_every_stage_declares_its_modules_and_params() -> None:
@@ -23,7 +24,7 @@ def test_every_stage_declares_its_modules_and_params() -> None:
 
 
 def test_a_missing_dep_and_a_missing_section_are_found(tmp_path: Path) -> None:
-    for name in ("dvc.yaml", "src", "pipeline", "serving", "monitoring"):
+    for name in ("dvc.yaml", "experiments", "src", "pipeline", "serving", "monitoring"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "dvc.yaml").unlink()
     text = (ROOT / "dvc.yaml").read_text()
@@ -44,9 +45,10 @@ def test_every_source_is_a_dep_of_collect_since_one_is_opened_by_its_name() -> N
     assert not any(file in dependencies.stage_modules("clean", ROOT) for file in files)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [*STAGES, *EXPERIMENTS])
 def test_stage_script_and_command_share_the_name(stage: str) -> None:
-    body = STAGES[stage].get("do", STAGES[stage])
+    entry = {**STAGES, **EXPERIMENTS}[stage]
+    body = entry.get("do", entry)
     assert body["cmd"].split(" ")[:3] == ["python", "-m", f"pipeline.stages.{stage}"]
     assert body["desc"]
 
@@ -59,9 +61,17 @@ def test_params_sections_are_stages_or_say_whom_they_serve() -> None:
     assert set(STAGES) <= sections
 
 
+def test_an_experiment_runs_in_the_projects_folder_and_not_with_the_pipeline() -> None:
+    """DVC reads the dvc.yaml of the current folder alone, so what stands in another one runs when it is named."""
+    assert "crossvalidate" in EXPERIMENTS
+    assert not set(EXPERIMENTS) & set(STAGES)
+    for entry in EXPERIMENTS.values():
+        assert entry.get("do", entry)["wdir"] == ".."
+
+
 def test_each_declared_path_is_one_of_paths_py() -> None:
     known = {value for value in vars(paths).values() if isinstance(value, Path)}
-    for stage, entry in STAGES.items():
+    for stage, entry in {**STAGES, **EXPERIMENTS}.items():
         body = entry.get("do", entry)
         declared = [*body["deps"], *body.get("outs", []), *body.get("metrics", []), *body.get("plots", [])]
         for item in declared:

@@ -76,6 +76,50 @@ def pr_curves_png(curves: Sequence[PrCurve], title: str) -> bytes:
     return buffer.getvalue()
 
 
+def folds_png(
+    folds: Sequence[tuple[float, float, float]],
+    mean: tuple[float, float, float],
+    recalls: Sequence[Sequence[float]],
+    labels: Sequence[str],
+    title: str,
+) -> bytes:
+    """Each fold's accuracy and the mean over the folds, each as (value, low, high); below, the recall of each class.
+
+    `recalls` has a row per class with its recall in each fold, NaN where the fold has none of it; the classes with the lowest
+    mean are shown, the worst first.
+    """
+    known = [[value for value in row if not math.isnan(value)] for row in recalls]
+    order = sorted((index for index in range(len(labels)) if known[index]), key=lambda index: np.mean(known[index]))
+    order = order[:_MOST_NUMBERED]
+    with _figure((9, 6.5), title) as (figure, buffer):
+        upper, lower = figure.subplots(2, 1)
+        values, lows, highs = np.array(folds).T
+        places = np.arange(1, len(folds) + 1)
+        upper.axhspan(mean[1], mean[2], color="tab:blue", alpha=0.12, label=f"interval {mean[1]:.4f} to {mean[2]:.4f}")
+        upper.axhline(mean[0], color="tab:blue", linewidth=1.5, label=f"mean {mean[0]:.4f}")
+        errors = np.stack([values - lows, highs - values]).clip(0)
+        upper.errorbar(
+            places, values, errors, fmt="o", color="black", capsize=4, linewidth=1, label="fold, interval of its images"
+        )
+        upper.set(ylabel="accuracy", xlabel="fold", xticks=places)
+        upper.legend(loc="best", fontsize=8)
+        for place, index in enumerate(order):
+            lower.plot([place] * len(known[index]), known[index], "o", color="black", alpha=0.35, markersize=5)
+            lower.plot(place, np.mean(known[index]), "_", color="tab:blue", markersize=16, markeredgewidth=2)
+        lower.set(ylabel="recall in each fold")
+        names = [_short(labels[index]) for index in order]
+        lower.set_xticks(range(len(order)), names, rotation=45 if _is_long(names) else 0)
+        few = (
+            f"the {len(order)} hardest of {len(labels)} classes"
+            if len(order) < len(labels)
+            else "classes, the hardest first"
+        )
+        lower.set_xlabel(few)
+        for axes in (upper, lower):
+            axes.grid(alpha=0.3)
+    return buffer.getvalue()
+
+
 def gradcam_png(
     images: Images, maps: npt.NDArray[np.float32], targets: Sequence[str], predicted: Sequence[str], title: str
 ) -> bytes:
