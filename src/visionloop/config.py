@@ -224,6 +224,23 @@ class FamilyParams(Section):
     teacher: Annotated[str, AfterValidator(_folder_name)] = Field(description="none, or a folder of models/ to distil from")
     override: dict[str, int | float | str | bool] = Field(description="keys of train that this family wants otherwise")
 
+    @model_validator(mode="after")
+    def _pretrained(self) -> FamilyParams:
+        if self.freeze != "none" and self.weights is None:
+            raise ValueError(
+                f"freeze is '{self.freeze}' but weights is null, so what is frozen would stay as it was drawn; name "
+                "pretrained weights, or set freeze to none"
+            )
+        if self.weights_sha256 is not None and self.weights in (None, "torchvision"):
+            raise ValueError(
+                f"weights_sha256 is of a local file, but weights is {_shown(self.weights)}; set weights_sha256 to null"
+            )
+        if self.freeze == "backbone" and self.layer_decay < 1:
+            raise ValueError(
+                f"layer_decay is {self.layer_decay:g}, but freeze is 'backbone' and only the head learns; set it to 1"
+            )
+        return self
+
 
 class TrainParams(Section):
     section: ClassVar[str] = "train"
@@ -233,13 +250,17 @@ class TrainParams(Section):
     accumulate: int = Field(ge=1, le=1024, description="batches whose gradients are added up for a step")
     optimizer: Literal["sgd", "adam", "adamw", "muon"] = Field(description="muon for matrices and filters, sgd for the rest")
     momentum: float = Field(ge=0, lt=1, description="of sgd (Nesterov's) and muon")
-    weight_decay: float = Field(ge=0, le=10, description="decoupled; norms and biases are spared")
+    weight_decay: float = Field(
+        ge=0, le=10, description="decoupled, but adam's, which is added to the gradient; norms and biases are spared"
+    )
     batch_scaling: Literal["none", "linear", "sqrt"] = Field(description="of the learning rate with the images of a step")
     base_batch_size: int = Field(ge=1, le=65_536, description="images of a step that learning_rate is meant for, if scaled")
     schedule: Literal["constant", "step", "linear", "cosine", "one_cycle", "plateau"] = Field(
         description="of the learning rate after warm-up"
     )
-    warmup_epochs: float = Field(ge=0, le=1000, description="linear rise from 0; of one_cycle, the rising part")
+    warmup_epochs: float = Field(
+        ge=0, le=1000, description="linear rise from 0, at most half of the run; of one_cycle, the rising part"
+    )
     final_rate: Share = Field(description="share of the peak at the end of linear, cosine and one_cycle; plateau's least")
     step_epochs: int = Field(ge=1, le=100_000, description="step: between two steps; plateau: patience")
     step_factor: float = Field(gt=0, lt=1, description="of step and plateau")
@@ -265,6 +286,28 @@ class TrainParams(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(description="auto takes CUDA where there is one")
     cnn: FamilyParams
     vit: FamilyParams
+
+    @model_validator(mode="after")
+    def _schedule(self) -> TrainParams:
+        kind = self.schedule
+        if kind == "one_cycle" and not 0 < self.warmup_epochs < self.epochs:
+            raise ValueError(
+                f"schedule one_cycle rises during warmup_epochs, which is {self.warmup_epochs:g} of {self.epochs} epochs; "
+                f"take {0.3 * self.epochs:g} (0.3 of the epochs is usual), or schedule cosine"
+            )
+        if kind in ("step", "plateau") and self.step_epochs >= self.epochs:
+            raise ValueError(
+                f"schedule {kind} with step_epochs {self.step_epochs} changes nothing in {self.epochs} epochs; lower "
+                "step_epochs, or take schedule constant"
+            )
+        if kind == "plateau" and 0 < self.early_stopping_epochs <= self.step_epochs:
+            raise ValueError(
+                f"early_stopping_epochs is {self.early_stopping_epochs}, so training stops before schedule plateau lowers "
+                f"the rate after step_epochs {self.step_epochs}; raise the first above the second"
+            )
+        if kind in ("linear", "cosine", "one_cycle", "plateau") and self.final_rate == 1:
+            raise ValueError(f"final_rate is 1, so schedule {kind} never falls; lower it, or take schedule constant")
+        return self
 
     @model_validator(mode="after")
     def _overrides(self) -> TrainParams:
@@ -545,6 +588,17 @@ class Params(Section):
     reference: ReferenceParams
     serve: ServeParams
     monitor: MonitorParams
+
+    @model_validator(mode="after")
+    def _decay(self) -> Params:
+        for family in ("cnn", "vit"):
+            merged, rate = self.train.of(family), self.train.family(family).learning_rate
+            if merged.optimizer != "adam" and rate * merged.weight_decay >= 1:
+                raise ValueError(
+                    f"the {family}'s learning_rate {rate:g} times its weight_decay {merged.weight_decay:g} is 1 or more, so "
+                    "each step would take away the whole of the weights; lower one of them"
+                )
+        return self
 
     @model_validator(mode="after")
     def _processes(self) -> Params:

@@ -235,3 +235,61 @@ def test_sections_cannot_be_changed_after_the_check() -> None:
     with pytest.raises(ValueError, match="frozen"):
         params.train.epochs = 0
     assert params.train.family("vit") is params.train.vit
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"schedule": "one_cycle", "warmup_epochs": 0}, "rises during warmup_epochs, which is 0 of 30 epochs; take 9 "),
+        ({"schedule": "one_cycle", "warmup_epochs": 30}, "which is 30 of 30 epochs; take 9 (0.3 of the epochs is usual)"),
+        ({"schedule": "step", "step_epochs": 30}, "schedule step with step_epochs 30 changes nothing in 30 epochs; lower"),
+        ({"schedule": "plateau", "step_epochs": 31}, "schedule plateau with step_epochs 31 changes nothing in 30 epochs"),
+        (
+            {"schedule": "plateau", "step_epochs": 5, "early_stopping_epochs": 5},
+            "early_stopping_epochs is 5, so training stops before schedule plateau lowers the rate after step_epochs 5",
+        ),
+        ({"schedule": "plateau", "final_rate": 1}, "final_rate is 1, so schedule plateau never falls; lower it"),
+        ({"final_rate": 1}, "final_rate is 1, so schedule cosine never falls; lower it, or take schedule constant"),
+        ({"final_rate": 1.5}, "'train.final_rate' is 1.5; it must be at most 1"),
+        ({"cnn.override": {"schedule": "one_cycle", "warmup_epochs": 0.0}}, "cnn.override, "),
+        ({"cnn.freeze": "backbone"}, "section 'train.cnn': freeze is 'backbone' but weights is null"),
+        ({"vit.freeze": "norms"}, "section 'train.vit': freeze is 'norms' but weights is null"),
+        (
+            {"cnn.freeze": "backbone", "cnn.weights": "w.pt", "cnn.layer_decay": 0.9},
+            "layer_decay is 0.9, but freeze is 'backbone' and only the head learns; set it to 1",
+        ),
+        ({"cnn.weights_sha256": "0" * 64}, "weights_sha256 is of a local file, but weights is null"),
+        ({"cnn.weights_sha256": "0" * 64, "cnn.weights": "torchvision"}, "but weights is 'torchvision'"),
+        ({"cnn.learning_rate": 20, "weight_decay": 0.05}, "the cnn's learning_rate 20 times its weight_decay 0.05 is"),
+        ({"vit.learning_rate": 2, "vit.override": {"weight_decay": 0.5}}, "the vit's learning_rate 2 times its weight"),
+    ],
+)  # fmt: skip
+def test_a_training_that_cannot_do_what_it_says_is_refused(changes: dict[str, object], sentence: str) -> None:
+    assert sentence in refusal(with_train(changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"schedule": "one_cycle", "warmup_epochs": 9},
+        {"schedule": "plateau", "step_epochs": 5, "early_stopping_epochs": 6},
+        {"epochs": 1},  # a trial run; its warm-up is cut
+        {"optimizer": "adam", "cnn.learning_rate": 20, "vit.learning_rate": 20},  # its decay is no share of the weights
+        {"cnn.learning_rate": 20, "cnn.override": {"weight_decay": 0.01, "optimizer": "sgd"}},
+        {"cnn.freeze": "backbone", "cnn.weights": "w.pt", "cnn.weights_sha256": "0" * 64},
+    ],
+)
+def test_a_training_that_makes_sense_is_not(changes: dict[str, object]) -> None:
+    parse_params(with_train(changes))
+
+
+def with_train(changes: dict[str, object]) -> str:
+    """The shipped params with other values in the section train, by keys as "epochs" and "cnn.freeze"."""
+    tree = yaml.safe_load(TEXT)
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        section = tree["train"]
+        for part in parents:
+            section = section[part]
+        section[last] = value
+    return yaml.safe_dump(tree)

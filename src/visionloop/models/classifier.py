@@ -5,6 +5,8 @@ Cast, scale, mean and standard deviation, and the change of layout are inside, s
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
@@ -38,6 +40,7 @@ class Classifier(nn.Module):
         self.architecture = architecture
         self.weight_notes = weight_notes  # what was taken of a weights file and what was not, in sentences
         self.network = network
+        self.frozen: tuple[str, ...] = ()  # modules that stay in eval mode, by name; see `training.freezing`
         # Not in the state dict: the card carries both, and a weights file of other data must not bring its own.
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor([max(x, _LEAST_STD) for x in std]).view(1, 3, 1, 1), persistent=False)
@@ -64,6 +67,13 @@ class Classifier(nn.Module):
         embedding = self.network.embed(pixels)
         logits = self.network.head(embedding)
         return logits.float(), embedding.float()
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training, all but what is frozen."""
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self
 
     def gradcam_layer(self) -> GradcamLayer:
         """Where Grad-CAM looks in this architecture."""

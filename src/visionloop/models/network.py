@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from visionloop.errors import ConfigError
+from visionloop.models.layers import layers_in_order
 
 Family = Literal["cnn", "vit"]
 Option = int | float | str | bool
@@ -50,6 +52,23 @@ class Network(nn.Module):
         """The layer that Grad-CAM looks at."""
         raise NotImplementedError
 
+    def layers(self) -> list[list[str]]:
+        """The names of all parameters, grouped from the input to the head; see `layers_in_order`."""
+        return layers_in_order(self, self.head)
+
+    def prepare(self, images: Tensor) -> None:
+        """Set what starts from the data, before the first step of a training from fresh weights; by default nothing does.
+
+        Images float [N, 3, H, W], normalised, of the training side.
+        """
+
+    def learning_rate_scales(self) -> Mapping[str, float]:
+        """Parameters, by their names in this network, that learn at another rate than the rest: at so many times it."""
+        return {}
+
+    def after_step(self) -> None:
+        """Bring weights back to where they must be, after every step of the optimizer; by default all may go anywhere."""
+
 
 def same(maps: Tensor) -> Tensor:
     """The output of a convolution is a map already."""
@@ -59,6 +78,19 @@ def same(maps: Tensor) -> Tensor:
 def tokens_as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """Patches [N, h * w, C], row by row, as a map [N, C, h, w]."""
     return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *grid)
+
+
+def check_norms(architecture: str, network: nn.Module) -> None:
+    """Refuse to freeze the norms of a network where none keeps statistics.
+
+    Raises:
+        ConfigError: naming the architecture.
+    """
+    if not any(isinstance(module, _BatchNorm) for module in network.modules()):
+        raise ConfigError(
+            f"freeze is 'norms', but {architecture} has no batch norm whose statistics could be kept; set it to 'none' or "
+            "'backbone'."
+        )
 
 
 def refuse_unknown(architecture: str, options: Iterable[str], known: Iterable[str]) -> None:

@@ -15,7 +15,7 @@ from visionloop.card import ModelCard, load_card
 from visionloop.errors import ArtifactError, ConfigError
 from visionloop.models import small_resnet, small_vit
 from visionloop.models.classifier import Classifier
-from visionloop.models.network import Network, Option
+from visionloop.models.network import Network, Option, check_norms
 from visionloop.paths import MODEL_TORCH
 
 Builder = Callable[[int, tuple[int, int], Mapping[str, Option]], Network]
@@ -34,11 +34,13 @@ def build(
     std: tuple[float, float, float],
     options: Mapping[str, Option],
     weights: str | None = None,
+    weights_sha256: str | None = None,
 ) -> Classifier:
     """Build a classifier: a name of `ARCHITECTURES`, else one of torchvision's networks.
 
     `image_size` is (height, width) in pixels; `mean` and `std` are of the training pixels / 255, RGB. `weights` is None
-    (fresh, from torch's global generator), the path of a file, or "torchvision", which downloads unless cached.
+    (fresh, from torch's global generator), the path of a file, whose hash is checked if `weights_sha256` is given, or
+    "torchvision", which downloads unless cached.
 
     Raises:
         ConfigError: an unknown name (with the nearest known ones), an unknown option, an image size that does not fit.
@@ -61,18 +63,22 @@ def build(
     if weights is not None:
         from visionloop.models.weights import load_weights
 
-        notes = load_weights(architecture, network, weights)
+        notes = load_weights(architecture, network, weights, weights_sha256)
     return Classifier(architecture, network, mean=mean, std=std, weight_notes=notes)
 
 
-def check_buildable(architecture: str, image_size: tuple[int, int], options: Mapping[str, Option]) -> None:
+def check_buildable(
+    architecture: str, image_size: tuple[int, int], options: Mapping[str, Option], *, freeze: str = "none"
+) -> None:
     """Build the network without memory for its weights, so that a wrong name, option or size is known before any training.
 
     Raises:
-        ConfigError: see `build`.
+        ConfigError: see `build`; or `freeze` is "norms" and the network has none that could be.
     """
     with torch.device("meta"):
-        build(architecture, num_classes=2, image_size=image_size, mean=(0.5,) * 3, std=(0.25,) * 3, options=options)
+        built = build(architecture, num_classes=2, image_size=image_size, mean=(0.5,) * 3, std=(0.25,) * 3, options=options)
+    if freeze == "norms":
+        check_norms(architecture, built.network)
 
 
 def load_model(folder: Path) -> tuple[Classifier, ModelCard]:

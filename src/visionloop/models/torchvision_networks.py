@@ -12,9 +12,13 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.maxvit import MaxVitBlock
+from torchvision.models.regnet import AnyStage
+from torchvision.models.vision_transformer import Encoder
 
 from visionloop.errors import ConfigError
 from visionloop.models.choices import CHOICES
+from visionloop.models.layers import layers_in_order
 from visionloop.models.network import LEAST_MAP_SIDE, Family, GradcamLayer, Network, Option, same, tokens_as_map
 
 NOT_COVERED = ("googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1")
@@ -45,6 +49,10 @@ class TorchvisionNetwork(Network):
         """A ViT's first norm; in others the deepest of the main stages whose map is large enough."""
         assert self.gradcam is not None
         return self.gradcam
+
+    def layers(self) -> list[list[str]]:
+        """The names of all parameters, grouped from the input to the head: torchvision's blocks, and what stands alone."""
+        return layers_in_order(self, self.head, (type(self.body), AnyStage, Encoder, MaxVitBlock))
 
 
 def names() -> list[str]:

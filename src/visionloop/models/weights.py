@@ -6,6 +6,8 @@ checked by `load_model`.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,17 +26,18 @@ TORCHVISION = "torchvision"
 _LEAST_SHARE = 0.5
 
 
-def load_weights(architecture: str, network: Network, weights: str) -> tuple[str, ...]:
+def load_weights(architecture: str, network: Network, weights: str, sha256: str | None = None) -> tuple[str, ...]:
     """Load `weights` ("torchvision" or the path of a file) into `network` and say in sentences what was left fresh.
 
-    The head is left as it was initialised where the class count differs; a ViT's positions are interpolated.
+    The head is left as it was initialised where the class count differs; a ViT's positions are interpolated. A file must
+    have the hash `sha256`, if one is given; torchvision's own downloads carry theirs in their names.
 
     Raises:
         ConfigError: torchvision has no weights for this architecture.
-        ArtifactError: the file is missing or damaged, holds anything but tensors, or is of another architecture; or a
-            download fails.
+        ArtifactError: the file is missing or damaged, has another hash, holds anything but tensors, or is of another
+            architecture; or a download fails.
     """
-    state = _download(architecture, network) if weights == TORCHVISION else _read(Path(weights))
+    state = _download(architecture, network) if weights == TORCHVISION else _read(Path(weights), sha256)
     state = _as_network(network, state)
     own = network.state_dict()
     if isinstance(network, TorchvisionNetwork) and architecture.startswith("vit_"):
@@ -61,12 +64,32 @@ def load_weights(architecture: str, network: Network, weights: str) -> tuple[str
     return tuple(notes)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_file(path: Path, sha256: str | None) -> bytes:
+    """The bytes of a weights file, after its hash was compared with `sha256`, if one is given.
+
+    Raises:
+        ArtifactError: the file is missing, cannot be read, or has another hash.
+    """
     try:
-        value: object = torch.load(path, map_location="cpu", weights_only=True)
+        data = path.read_bytes()
     except FileNotFoundError:
         raise ArtifactError(f"The weights file {path} does not exist; give its path from the project's folder.") from None
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+    except OSError as error:
+        raise ArtifactError(f"The weights file {path} cannot be read ({error.strerror}).") from error
+    found = hashlib.sha256(data).hexdigest()
+    if sha256 is not None and found != sha256:
+        raise ArtifactError(
+            f"The weights file {path} has the sha256 {found}, and weights_sha256 names {sha256}; fetch the file again, or "
+            "correct weights_sha256 if you trust this one."
+        )
+    return data
+
+
+def _read(path: Path, sha256: str | None) -> dict[str, Tensor]:
+    data = read_file(path, sha256)
+    try:
+        value: object = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
         raise ArtifactError(
             f"The weights file {path} cannot be read as tensors ({str(error).splitlines()[0][:100]}); save it with "
             "`torch.save(model.state_dict(), path)`."

@@ -28,8 +28,10 @@ from visionloop.models import Classifier, Family, build
 from visionloop.models.devices import choose_device
 from visionloop.training.batches import Batch, count, plain_batches, seed_of, to_device, train_batches
 from visionloop.training.checkpoint import Checkpoints
-from visionloop.training.optimizers import Optimizer, learning_rate_factor
+from visionloop.training.freezing import apply_freeze
+from visionloop.training.optimizers import Optimizer
 from visionloop.training.precision import Precision, autocast, measure_precision
+from visionloop.training.schedules import Schedule
 
 # Steps between two looks at the losses; on a GPU each look waits for the steps before it.
 _LOSS_CHECK_STEPS = 32
@@ -99,7 +101,9 @@ def train(
             std=meta.std,
             options=settings.options,
             weights=settings.weights,
+            weights_sha256=settings.weights_sha256,
         )
+        apply_freeze(classifier, settings)
         if classifier.family != family:
             raise ConfigError(
                 f"train.{family}.architecture is '{settings.architecture}', which is of the family '{classifier.family}'; "
@@ -162,8 +166,9 @@ class _Run:
         self.settings: FamilyParams = params.family(family)
         self.model = model
         self.train_data, self.val_data, self.meta, self.params, self.device = train_data, val_data, meta, params, device
-        self.optimizer = Optimizer(model, params.optimizer, params.weight_decay)
+        self.optimizer = Optimizer(model, params, self.settings, steps_images=params.batch_size)
         self.steps = count(len(train_data.labels), params.batch_size)
+        self.schedule = Schedule(params, self.steps)
         self.precision: Precision = "fp32" if params.precision == "auto" else params.precision
         self.history: list[EpochRecord] = []
         self.best: EpochRecord | None = None
@@ -224,6 +229,7 @@ class _Run:
         val_loss, val_accuracy = self._validate()
         record = EpochRecord(epoch, params.epochs, learning_rate, train_loss, val_loss, val_accuracy)
         self.history.append(record)
+        self.schedule.epoch_end(val_accuracy, higher_is_better=True)
         if self.best is None or (val_accuracy, -val_loss) > (self.best.val_accuracy, -self.best.val_loss):
             self.best = record
             self.best_weights = {key: value.detach().cpu().clone() for key, value in self.model.state_dict().items()}
@@ -246,9 +252,7 @@ class _Run:
         return loss.detach()
 
     def _learning_rate(self, epoch: int, step: int) -> float:
-        warmup = round(self.params.warmup_epochs * self.steps)
-        done = (epoch - 1) * self.steps + step
-        return self.settings.learning_rate * learning_rate_factor(done, self.params.epochs * self.steps, warmup)
+        return self.optimizer.peak * self.schedule.factor((epoch - 1) * self.steps + step)
 
     def _validate(self) -> tuple[float, float]:
         """Mean cross-entropy and accuracy on the validation images."""
@@ -278,7 +282,8 @@ class _Run:
         assert self.best is not None
         return {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.torch_optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
             "best_weights": self.best_weights,
             "best_epoch": self.best.epoch,
             "history": [asdict(record) for record in self.history],
@@ -288,7 +293,8 @@ class _Run:
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
-        self.optimizer.torch_optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
         self.history = [EpochRecord(**{**row, "restored": True}) for row in state["history"]]
         self.best = self.history[state["best_epoch"] - 1]
         self.best_weights = dict(state["best_weights"])

@@ -1,67 +1,227 @@
-"""Optimizers with decoupled weight decay that spares norms, biases and positions, and the learning rate of each step."""
+"""The optimizers: torch's own, with the groups, the shares and the decay that a training here wants.
+
+What a parameter gets depends on three things: whether it may decay, how deep it lies (`FamilyParams.layer_decay`), and what
+its network asks for it (`Network.learning_rate_scales`). Frozen parameters are left out. Does not cover second-order
+methods, nor 8-bit states.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-MOMENTUM = 0.9
+from visionloop.config import FamilyParams, TrainParams
+from visionloop.models import Classifier
+
+# What Muon's authors give for hidden layers, and torch's defaults: Nesterov, five Newton-Schulz steps with these three
+# coefficients (https://kellerjordan.github.io/posts/muon, arXiv:2502.16982). `train.momentum` stands for their 0.95.
+_MUON: Final[Mapping[str, Any]] = {"nesterov": True, "ns_steps": 5, "adjust_lr_fn": "original"}
+# No weights between two layers, whatever their shape: positions, tokens, and ConvNeXt's gain of a branch.
+_SPARED = ("positions", "pos_embedding", "class_token", "layer_scale")
 
 
 class Optimizer:
-    """AdamW, or SGD with Nesterov momentum 0.9; both with decay decoupled from the gradient (arXiv:1711.05101).
+    """One update at a time, from the gradients that lie in the parameters of `model`.
 
-    >>> optimizer = Optimizer(model, "adamw", weight_decay=0.05)
-    >>> optimizer.step(learning_rate=0.001)
+    `train.optimizer` is one of
+
+    - `sgd`: Nesterov's momentum; its decay is decoupled from the gradient (arXiv:1711.05101): momentum does not repeat it.
+    - `adam`: torch's Adam (arXiv:1412.6980), whose weight decay is added to the gradient (L2) and so is divided by its size.
+    - `adamw`: Adam with decoupled decay (arXiv:1711.05101).
+    - `muon`: the momentum of a matrix, made orthogonal by Newton-Schulz steps in bfloat16 (torch.optim.Muon), with decoupled
+      decay. It takes linear layers and filters between the pixels and the head, a filter as the matrix
+      [out, in * height * width]; its steps are longer by sqrt(max(1, rows / columns)). The head, norms, biases, positions,
+      tokens and convolutions in groups (each group is a matrix of its own) go to `sgd` with the same momentum and rate; a
+      network that wants another rate for them says so by `learning_rate_scales`.
+
+    Decay spares what `is_spared`. `steps_images` is the images that one step has seen: `batch_size` times `accumulate`.
+
+    >>> optimizer = Optimizer(model, params, settings, steps_images=64)
+    >>> optimizer.step(optimizer.peak * schedule.factor(0))
     """
 
-    def __init__(self, model: nn.Module, kind: Literal["adamw", "sgd"], weight_decay: float) -> None:
-        decayed, spared = split_parameters(model)
-        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
-        groups = [group for group in groups if group["params"]]
-        # The learning rate is set at each step. `fused` is one kernel for all tensors, on the CPU too.
-        if kind == "adamw":
-            self.torch_optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
-            self._own_decay = 0.0
-        else:
-            # torch's SGD adds its decay to the gradient, where momentum repeats it; so it gets none and `step` decays.
-            for group in groups:
-                group["weight_decay"] = 0.0
-            self.torch_optimizer = torch.optim.SGD(groups, lr=0.0, momentum=MOMENTUM, nesterov=True, fused=True)
-            self._own_decay = weight_decay
-        self._decayed = decayed
+    def __init__(self, model: Classifier, params: TrainParams, settings: FamilyParams, *, steps_images: int) -> None:
+        self.peak = settings.learning_rate * batch_scale(params, steps_images)
+        grouped = groups(model, settings.layer_decay)
+        self._matrices: list[_Matrix] = []
+        parts: list[torch.optim.Optimizer] = []
+        if params.optimizer == "muon":
+            hidden, grouped = self._muon_groups(model, grouped, params.weight_decay)
+            if hidden:
+                parts.append(torch.optim.Muon(hidden, lr=0.0, momentum=params.momentum, **_MUON))
+        self._own_decay = params.weight_decay if params.optimizer in ("sgd", "muon") else 0.0
+        torch_groups = [
+            {
+                "params": group.parameters,
+                "weight_decay": params.weight_decay if group.decayed and not self._own_decay else 0.0,
+                "share": group.share,
+                "decayed": group.decayed,
+            }
+            for group in grouped
+        ]
+        # The rate is set at each step. `fused` is one kernel for all tensors of a group, on the CPU too.
+        if torch_groups and params.optimizer == "adam":
+            parts.append(torch.optim.Adam(torch_groups, lr=0.0, fused=True))
+        elif torch_groups and params.optimizer == "adamw":
+            parts.append(torch.optim.AdamW(torch_groups, lr=0.0, fused=True))
+        elif torch_groups:
+            nesterov = params.momentum > 0  # torch refuses it without momentum, where it would change nothing
+            parts.append(torch.optim.SGD(torch_groups, lr=0.0, momentum=params.momentum, nesterov=nesterov, fused=True))
+        self._parts = parts
+        self._parameters = [parameter for group in groups(model, 1.0) for parameter in group.parameters]
 
-    def step(self, learning_rate: float) -> None:
-        """One step on the gradients that lie in the parameters."""
-        for group in self.torch_optimizer.param_groups:
-            group["lr"] = learning_rate
-        if self._own_decay and self._decayed:
-            with torch.no_grad():
-                torch._foreach_mul_(tuple(self._decayed), 1 - learning_rate * self._own_decay)
-        self.torch_optimizer.step()
+    def _muon_groups(
+        self, model: Classifier, grouped: Sequence[Group], weight_decay: float
+    ) -> tuple[list[dict[str, Any]], list[Group]]:
+        """What Muon takes, as its groups, and the groups of what is left."""
+        hidden_names = muon_names(model)
+        hidden: list[dict[str, Any]] = []
+        rest: list[Group] = []
+        for group in grouped:
+            taken = [_Matrix(p) for name, p in zip(group.names, group.parameters, strict=True) if name in hidden_names]
+            left = [(name, p) for name, p in zip(group.names, group.parameters, strict=True) if name not in hidden_names]
+            if taken:
+                self._matrices += taken
+                decay = weight_decay if group.decayed else 0.0
+                hidden.append({"params": [m.matrix for m in taken], "weight_decay": decay, "share": group.share})
+            if left:
+                rest.append(Group(tuple(n for n, _ in left), tuple(p for _, p in left), group.share, group.decayed))
+        return hidden, rest
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        """One update at the learning rate `rate`, of which each group takes its share; gradients stay as they are."""
+        for parameter in self._parameters:
+            gradient = parameter.grad
+            if gradient is not None and gradient.stride() != parameter.stride():
+                parameter.grad = _laid_out_as(gradient, parameter)
+        for matrix in self._matrices:
+            matrix.bring()
+        for part in self._parts:
+            for group in part.param_groups:
+                group["lr"] = rate * group["share"]
+                # torch's SGD would add the decay to the gradient, where momentum repeats it; so it decays here.
+                if self._own_decay and group.get("decayed", False):
+                    torch._foreach_mul_(group["params"], 1 - group["lr"] * self._own_decay)
+            part.step()
+        for matrix in self._matrices:
+            matrix.return_to_parameter()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The momenta and counts, as tensors and numbers that `torch.load(weights_only=True)` reads."""
+        return {"parts": [part.state_dict() for part in self._parts]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict` of an optimizer of the same model and settings."""
+        for part, saved in zip(self._parts, state["parts"], strict=True):
+            part.load_state_dict(saved)
+            for parameter, values in part.state.items():
+                for name, value in values.items():
+                    if value.shape == parameter.shape:
+                        values[name] = _laid_out_as(value, parameter)
 
 
-def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The trainable parameters as (decayed, spared); spared are vectors (norms, biases) and learnt positions or tokens."""
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Parameters that are treated alike: `share` of the learning rate, decayed or not. Names are the classifier's."""
+
+    names: tuple[str, ...]
+    parameters: tuple[nn.Parameter, ...]
+    share: float
+    decayed: bool
+
+
+class _Matrix:
+    """A parameter as Muon sees it, in the order [out, in, height, width] whatever its layout in memory.
+
+    A filter in channels_last is no matrix without copying, so it is copied there and back; next to five products of
+    matrices that is nothing, and a checkpoint fits a model of the other layout.
+    """
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self._parameter = parameter
+        is_matrix = parameter.ndim == 2
+        self.matrix = parameter if is_matrix else nn.Parameter(parameter.detach().flatten(1).contiguous().clone())
+        self._copied = not is_matrix
+
+    def bring(self) -> None:
+        if self._copied:
+            self.matrix.copy_(self._parameter.flatten(1))
+            gradient = self._parameter.grad
+            self.matrix.grad = None if gradient is None else gradient.flatten(1)
+
+    def return_to_parameter(self) -> None:
+        if self._copied:
+            self._parameter.copy_(self.matrix.view(self._parameter.shape))
+
+
+def _laid_out_as(value: Tensor, parameter: Tensor) -> Tensor:
+    """A copy in the memory layout of the parameter.
+
+    torch's fused kernels on a CPU go through memory in its order and mix up the elements of tensors of different layouts,
+    without a word: a filter in channels_last and a gradient or a momentum that is not.
+    """
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def batch_scale(params: TrainParams, steps_images: int) -> float:
+    """By how much `learning_rate`, meant for steps of `base_batch_size` images, is multiplied for steps of `steps_images`.
+
+    linear: the ratio, which keeps SGD's path (Goyal et al. 2017, arXiv:1706.02677). sqrt: its root, which keeps the size of
+    the noise under Adam (Malladi et al. 2022, arXiv:2205.10287).
+    """
+    ratio = steps_images / params.base_batch_size
+    return {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[params.batch_scaling]
+
+
+def is_spared(name: str, parameter: Tensor) -> bool:
+    """Whether decay leaves this parameter alone: vectors (norms, biases), positions, tokens and gains."""
+    leaf = name.rpartition(".")[2]
+    return parameter.ndim <= 1 or leaf in _SPARED or "bias" in leaf
+
+
+def shares(model: Classifier, layer_decay: float) -> dict[str, float]:
+    """The share of the learning rate of each parameter, by the classifier's names.
+
+    The head's layer has 1, each layer before it `layer_decay` times the share of the next (Clark et al. 2020,
+    arXiv:2003.10555; for images Bao et al. 2021, arXiv:2106.08254), times what the network asks for.
+    """
+    network = model.network
+    layers = network.layers()
+    found = {name: layer_decay ** (len(layers) - 1 - depth) for depth, names in enumerate(layers) for name in names}
+    for name, scale in network.learning_rate_scales().items():
+        found[name] *= scale
+    return {"network." + name: share for name, share in found.items()}
+
+
+def groups(model: Classifier, layer_decay: float) -> list[Group]:
+    """The trainable parameters, those of one share and one decay together, in the order of the model."""
+    share_of = shares(model, layer_decay)
+    found: dict[tuple[float, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            leaf = name.rpartition(".")[2]
-            is_spared = parameter.ndim <= 1 or leaf in ("positions", "pos_embedding", "class_token") or "bias" in leaf
-            (spared if is_spared else decayed).append(parameter)
-    return decayed, spared
+            found.setdefault((share_of[name], not is_spared(name, parameter)), []).append((name, parameter))
+    return [
+        Group(tuple(name for name, _ in members), tuple(parameter for _, parameter in members), share, decayed)
+        for (share, decayed), members in found.items()
+    ]
 
 
-def learning_rate_factor(step: int, steps: int, warmup_steps: int) -> float:
-    """The share of the peak learning rate at `step` of 0 to `steps` - 1: a linear warm-up, then half a cosine towards 0.
+def muon_names(model: Classifier) -> frozenset[str]:
+    """The parameters that Muon takes, by name: weights of linear layers and of convolutions in one group, but the head's."""
+    return frozenset(_muon_names(model))
 
-    The warm-up takes at most half of the steps, so that a short trial run still learns.
-    """
-    warmup_steps = min(warmup_steps, steps // 2)
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps)))
+
+def _muon_names(model: Classifier) -> Iterator[str]:
+    for prefix, module in model.named_modules():
+        if module is model.network.head:
+            continue
+        for leaf, parameter in module.named_parameters(recurse=False):
+            grouped = getattr(module, "groups", 1) != 1
+            if parameter.ndim in (2, 4) and not grouped and not is_spared(leaf, parameter):
+                yield f"{prefix}.{leaf}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from pathlib import Path
 
@@ -89,3 +90,14 @@ def test_a_download_that_fails_says_what_to_do(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(ArtifactError, match="give its local path as the weights"):
         make("resnet18", "torchvision")
+
+
+def test_a_file_with_another_hash_than_the_one_named_is_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "own.pt"
+    torch.save(make("small_resnet", None).state_dict(), file)
+    right = hashlib.sha256(file.read_bytes()).hexdigest()
+    options = {"num_classes": 5, "image_size": (32, 32), "mean": (0.5,) * 3, "std": (0.2,) * 3, "options": {}}
+    model = build("small_resnet", **options, weights=str(file), weights_sha256=right)  # type: ignore[arg-type]
+    assert len(model.weight_notes) == 1
+    with pytest.raises(ArtifactError, match=f"own.pt has the sha256 {right}, and weights_sha256 names {'0' * 64}; fetch"):
+        build("small_resnet", **options, weights=str(file), weights_sha256="0" * 64)  # type: ignore[arg-type]
