@@ -11,10 +11,11 @@ from visionloop.config import CleanParams, ComputeParams, load_section
 from visionloop.data import cleaning, cleaning_page
 from visionloop.data.decisions import read_decisions, resolve
 from visionloop.data.executor import make_executor
+from visionloop.data.out_of_fold import read_out_of_fold
 from visionloop.data.shards import read_bytes, read_images
 from visionloop.data.thumbs import Thumbs
 from visionloop.files import write_json, write_text
-from visionloop.paths import CLEAN, CLEANING_PAGE, CLEANING_REPORT, DECISIONS, IMAGES, SHARDS
+from visionloop.paths import CLEAN, CLEANING_PAGE, CLEANING_REPORT, DECISIONS, IMAGES, OUT_OF_FOLD_ANSWERS, SHARDS
 from visionloop.progress import track
 from visionloop.records import CleanRow
 from visionloop.tables import write_rows
@@ -26,10 +27,11 @@ def main() -> None:
     images = read_images(IMAGES)
     ids, labels = np.sort(cleaning.image_ids(images)), {image.label for image in images}
     decisions = resolve(read_decisions(DECISIONS), ids, labels, cleaning.MIN_CLASS_IMAGES, DECISIONS)
+    answers = read_out_of_fold(OUT_OF_FOLD_ANSWERS)
     with Thumbs(len(images), CLEAN.parent) as thumbs:
         with make_executor(load_section(ComputeParams), len(images)) as executor:
             measures = cleaning.measure_all(images, read_bytes(SHARDS, images), executor, max_pixels, thumbs)
-        scores = cleaning.score(images, measures, thumbs, decisions, params)
+        scores = cleaning.score(images, measures, thumbs, decisions, params, answers=answers)
     judged = cleaning.judge(images, measures, scores, params)
     numbers = cleaning.summary(judged)
 
@@ -56,8 +58,8 @@ def _tell(numbers: Mapping[str, float], notes: tuple[str, ...], params: CleanPar
     applied, idle, absent = (numbers[f"decisions_{name}"] for name in ("applied", "without_effect", "of_absent_images"))
     if applied or idle or absent:
         print(
-            f"{DECISIONS}: {applied} decisions applied, {idle} without effect (the page says why), {absent} about images "
-            "that are not in the data"
+            f"{DECISIONS}: decisions applied {applied}, without effect {idle} (the page says why), about images that are not "
+            f"in the data {absent}"
         )
     for note in notes:
         print(note)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -26,11 +26,13 @@ from visionloop.data.decisions import Decision, Resolved
 from visionloop.data.duplicates import connected, near_pairs
 from visionloop.data.embedding import embed
 from visionloop.data.executor import in_batches, map_batches
-from visionloop.data.label_issues import find_label_issues
+from visionloop.data.label_issues import Answers, find_label_issues
 from visionloop.data.measures import MeasureBatch, Measures
+from visionloop.data.out_of_fold import OutOfFold, match
 from visionloop.data.outliers import find_outliers
 from visionloop.data.thumbs import Thumbs
 from visionloop.errors import DataError
+from visionloop.paths import OUT_OF_FOLD_ANSWERS
 from visionloop.progress import track
 from visionloop.records import CleanRow, ImageRow
 from visionloop.tables import read_rows
@@ -137,10 +139,19 @@ def measure_all(
     return measures
 
 
-def score(rows: Sequence[ImageRow], measures: Measures, thumbs: Thumbs, decisions: Resolved, params: CleanParams) -> Scores:
+def score(
+    rows: Sequence[ImageRow],
+    measures: Measures,
+    thumbs: Thumbs,
+    decisions: Resolved,
+    params: CleanParams,
+    *,
+    answers: OutOfFold | None = None,
+) -> Scores:
     """Find what only shows among the images: duplicates, contradictions, what is odd for this set, what may be mislabelled.
 
-    "First" is by position; `shards.read_images` gives rows sorted by path.
+    "First" is by position; `shards.read_images` gives rows sorted by path. `answers` are of cross-validated networks, which
+    judge the labels of the images that they are about.
     """
     count = len(rows)
     decided = {index: found for index, row in enumerate(rows) if (found := decisions.by_id.get(row.id)) is not None}
@@ -168,7 +179,13 @@ def score(rows: Sequence[ImageRow], measures: Measures, thumbs: Thumbs, decision
     looks = np.column_stack([
         measures.brightness, measures.contrast, np.log1p(measures.sharpness), measures.entropy, measures.colourfulness
     ])  # fmt: skip
-    doubts = _doubts(thumbs, usable, label, near.cluster, len(classes), looks=looks, params=params)
+    matched, note = None, ""
+    if answers is not None and params.suspect_labels:
+        ids = [rows[index].id for index in usable.tolist()]
+        matched, note = match(answers, ids, label[usable], classes, OUT_OF_FOLD_ANSWERS)
+    doubts = _doubts(thumbs, usable, label, near.cluster, len(classes), looks=looks, params=params, answers=matched)
+    if note:
+        doubts = replace(doubts, notes=(*doubts.notes, note))
     _mark(findings, "outlier", doubts.outlier)
     _mark(findings, "suspect_label", doubts.suspect)
     return Scores(classes, label, decided, decisions.unknown, original, conflicts, findings, near, doubts, blur, typical)
@@ -246,8 +263,9 @@ class Judged(Sequence[CleanRow]):
     def _decided(self, index: int, decision: Decision) -> str:
         findings = self.findings(index)
         why = f" ({decision.why})" if decision.why else ""
-        label = f" from {self.images[index].label!r} to {decision.label!r}" if decision.verb == "relabel" else ""
-        done = {"keep": "keeps it", "drop": "drops it", "relabel": f"relabels it{label}"}[decision.verb]
+        had = self.images[index].label
+        relabels = f"relabels it from {had!r} to" if decision.label != had else "confirms its label"
+        done = {"keep": "keeps it", "drop": "drops it", "relabel": f"{relabels} {decision.label!r}"}[decision.verb]
         if _effective(decision, findings, bool(self.kept[index])):
             return f"{decision.who} {done}{why}."
         if "exact_duplicate" in findings:
@@ -458,8 +476,12 @@ def _doubts(
     *,
     looks: npt.NDArray[np.float64],
     params: CleanParams,
+    answers: Answers | None,
 ) -> Doubts:
-    """Outliers and suspected labels among `usable`, as far as `params` asks for them; `looks` are the measures [N, M]."""
+    """Outliers and suspected labels among `usable`, as far as `params` asks for them.
+
+    `looks` are the measures [N, M]; `answers` are about places among `usable`.
+    """
     count = len(label)
     notes: list[str] = []
     score, quality = np.zeros(count, dtype=np.float32), np.ones(count, dtype=np.float32)
@@ -472,7 +494,7 @@ def _doubts(
             score[usable], outlier[usable] = found.score, found.outlier
             notes.append(found.note)
         if params.suspect_labels:
-            issues = find_label_issues(features, label[usable], cluster[usable], classes, _SEED)
+            issues = find_label_issues(features, label[usable], cluster[usable], classes, _SEED, answers=answers)
             quality[usable], suggested[usable], suspect[usable] = issues.quality, issues.suggested, issues.suspect
             notes.append(issues.note)
     return Doubts(score, outlier, quality, suggested, suspect, tuple(note for note in notes if note))

@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future
@@ -25,6 +27,7 @@ Result = TypeVar("Result")
 
 CONNECT_SECONDS = 10.0
 WORKERS_SECONDS = 10.0  # for the first worker to register
+LOOK_SECONDS = 2.0  # between two looks at who is still there
 LOST_SECONDS = 60.0  # without one worker, after which the work is given up
 # Other versions of these may cut the connection, or decode and resize a picture to other pixels.
 _SAME = ("python", "dask", "distributed", "numpy", "pillow")
@@ -56,6 +59,7 @@ class Cluster(Workers):
             self._closing.callback(self._client.close)
             self._require_workers()
             self._refuse_other_versions()
+            self._workers, self._looked_at = set(self._client.nthreads()), time.monotonic()
             self.in_flight = max(IN_FLIGHT, 2 * sum(self._client.nthreads().values()))
             # Hashing megabytes for a name that nobody asks for again would cost more than some of the work.
             self._executor = self._client.get_executor(pure=False)
@@ -83,6 +87,7 @@ class Cluster(Workers):
         """
         from distributed import KilledWorker
 
+        self._tell_of_lost_workers()
         while True:
             try:
                 return future.result(timeout=LOST_SECONDS)
@@ -105,6 +110,20 @@ class Cluster(Workers):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._executor.shutdown(wait=False)  # whoever leaves the `with` block early wants none of what is left
         self._closing.close()
+
+    def _tell_of_lost_workers(self) -> None:
+        """One line where workers have gone, asked for seldom: it is a call to the scheduler."""
+        if time.monotonic() - self._looked_at < LOOK_SECONDS:
+            return
+        self._looked_at = time.monotonic()
+        workers = set(self._client.nthreads())
+        if lost := self._workers - workers:
+            print(  # noqa: T201 - who watches the bar wants to know why it has become slow
+                f"the Dask cluster has lost {', '.join(sorted(lost))}; its work runs again; workers left: {len(workers)}",
+                file=sys.stderr,
+                flush=True,
+            )
+        self._workers = workers
 
     def _require_workers(self) -> None:
         try:

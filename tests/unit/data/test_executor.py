@@ -212,15 +212,18 @@ def _packed(params: ComputeParams, pictures: dict[str, bytes], images: list[Imag
 
 
 def test_measures_are_the_same_in_a_pool_and_on_a_cluster_with_a_worker_killed(
-    address: str, pictures: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+    address: str, pictures: dict[str, bytes], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cluster_module, "LOOK_SECONDS", 0.0)
     there = ComputeParams(workers=0, dask=address)
     plain = _measured(HERE, pictures, kill=False)
     assert len(plain) == len(pictures) / 6
     assert _measured(HERE, pictures, kill=True) == plain
     assert "a worker process died" in capsys.readouterr().err
     assert _measured(there, pictures, kill=False) == plain
+    assert "has lost" not in capsys.readouterr().err
     assert _measured(there, pictures, kill=True) == plain
+    assert "the Dask cluster has lost tcp://" in capsys.readouterr().err
 
 
 def test_packed_arrays_are_the_same_bytes_in_a_pool_and_on_a_cluster_with_a_worker_killed(
