@@ -96,6 +96,27 @@ def run() -> None:
 
 
 @app.command()
+def tune(
+    workers: Annotated[int, typer.Option(help="Processes on this machine that share the study.", min=1, max=64)] = 1,
+    apply: Annotated[bool, typer.Option("--apply", help="Write the best values into params.yaml afterwards.")] = False,
+    trial: Annotated[int | None, typer.Option(help="With --apply: the values of this trial instead.", min=0)] = None,
+) -> None:
+    """Try settings of one family's training as tune.space describes them; an interrupted study goes on."""
+    if trial is not None and not apply:
+        raise ConfigError("--trial names the trial whose values --apply writes; add --apply.")
+    from pipeline import tuning
+    from pipeline.stages.tune import load_job
+    from pipeline.supervisor import stopping_on_signals
+
+    with stopping_on_signals():
+        results = tuning.run(load_job(), workers, _say)
+    if apply:
+        _say(tuning.apply(results, results.best if trial is None else results.trial(trial)))
+    else:
+        _say("`visionloop tune --apply` writes the best values into params.yaml; reports/tune.diff shows them.")
+
+
+@app.command()
 def predict(  # noqa: PLR0917 - typer calls it by name
     context: typer.Context,
     paths: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],

@@ -39,6 +39,10 @@ MODELS = Path("models")
 TRAIN_REPORTS = Path("reports/train")
 EVALUATE_REPORTS = Path("reports/evaluate")
 CROSSVALIDATE_REPORTS = Path("reports/crossvalidate")
+# tune, of experiments/dvc.yaml
+TUNE_PAGE = Path("reports/tune.html")
+TUNE_DIFF = Path("reports/tune.diff")  # what the best trial would change in params.yaml
+TUNE_REPORT = Path("reports/tune.json")
 # select
 SELECTED = Path("models/selected.json")
 SELECT_REPORT = Path("reports/select.json")
@@ -75,6 +79,7 @@ EVIDENTLY_WORKSPACE = VAR / "evidently"
 DRIFT_REPORTS = VAR / "drift"  # one HTML page and one JSON file per closed window
 PREFECT_HOME = VAR / "prefect"
 CROSSVALIDATE = VAR / "crossvalidate"  # <family>: finished folds and the checkpoint of an interrupted run
+TUNING = VAR / "tune"  # the studies' database, and the checkpoints of trials under way
 RUN_SUMMARY = VAR / "run-summary.json"
 
 

@@ -66,6 +66,8 @@ class Plan:
                 "data/packed was made with other settings of preprocess or augment than params.yaml has; run "
                 "`dvc repro augment`, so that trials see what a training will see."
             )
+        if augment.store != "packed":
+            raise ConfigError(f"tune trains on data/packed and augment.store is {augment.store}; set it to packed.")
         if tune.epochs is not None:
             train, augment = tuned(train, augment, tune.family, {"train.epochs": tune.epochs})
         return cls(tune, train, augment, meta)
@@ -99,23 +101,30 @@ class Plan:
 
     def current(self) -> Values | None:
         """The values that `params.yaml` has now, or None where one of them is not in the space."""
-        train = self.train.of(self.tune.family)
-        family, found = self.train.family(self.tune.family), {}
-        for key, distribution in self.distributions.items():
+        found = self._present()
+        is_inside = all(key in found and _contains(one, found[key]) for key, one in self.distributions.items())
+        return found if is_inside else None
+
+    def changes(self, values: Mapping[str, Scalar]) -> Values:
+        """Those of `values` that `params.yaml` does not have now."""
+        present = self._present()
+        return {
+            key: value for key, value in values.items() if key not in present or not same({key: value}, {key: present[key]})
+        }
+
+    def _present(self) -> Values:
+        """What `params.yaml` has for the tuned keys, but for options that it leaves to the architecture."""
+        train, family, found = self.train.of(self.tune.family), self.train.family(self.tune.family), Values()
+        for key in self.tune.space:
             section, *parts = key.split(".")
             if section == "augment":
-                value: Any = getattr(self.augment, parts[0])
+                found[key] = getattr(self.augment, parts[0])
             elif parts[0] != self.tune.family:
-                value = getattr(train, parts[0])
+                found[key] = getattr(train, parts[0])
             elif parts[1] != "options":
-                value = getattr(family, parts[1])
+                found[key] = getattr(family, parts[1])
             elif parts[2] in family.options:
-                value = family.options[parts[2]]
-            else:
-                return None  # the architecture's own default, which is not known here
-            if not _contains(distribution, value):
-                return None
-            found[key] = value
+                found[key] = family.options[parts[2]]
         return found
 
     @property
