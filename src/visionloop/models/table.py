@@ -13,7 +13,7 @@ import torch
 
 from visionloop.card import ModelCard, load_card
 from visionloop.errors import ArtifactError, ConfigError
-from visionloop.models import small_resnet, small_vit
+from visionloop.models import small_resnet, small_vit, speed_net
 from visionloop.models.classifier import Classifier
 from visionloop.models.network import Network, Option, check_norms
 from visionloop.paths import MODEL_TORCH
@@ -21,7 +21,7 @@ from visionloop.paths import MODEL_TORCH
 Builder = Callable[[int, tuple[int, int], Mapping[str, Option]], Network]
 
 ARCHITECTURES: Mapping[str, Builder] = MappingProxyType(
-    {small_resnet.NAME: small_resnet.build, small_vit.NAME: small_vit.build}
+    {small_resnet.NAME: small_resnet.build, small_vit.NAME: small_vit.build, speed_net.NAME: speed_net.build}
 )
 
 
