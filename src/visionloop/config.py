@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from visionloop.errors import ConfigError
@@ -67,6 +76,11 @@ def _sha256(value: str) -> str:
 def _folder_name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", value):
         raise PydanticCustomError("folder_name", "It must be the name of a folder in models/, or none")
+    if value in ("exported", "shipped"):
+        raise PydanticCustomError(
+            "folder_name",
+            "It must be a model that is there before this training: cnn, vit, or a folder of your own in models/",
+        )
     return value
 
 
@@ -265,7 +279,7 @@ class TrainParams(Section):
     step_epochs: int = Field(ge=1, le=100_000, description="step: between two steps; plateau: patience")
     step_factor: float = Field(gt=0, lt=1, description="of step and plateau")
     loss: Literal["cross_entropy", "focal", "bce"] = Field(description="bce: each class by itself, yes or no")
-    label_smoothing: float = Field(ge=0, lt=1, description="of cross_entropy and bce")
+    label_smoothing: float = Field(ge=0, lt=1, description="of a target, in equal parts to all classes")
     focal_gamma: float = Field(ge=0, le=10, description="of focal; 0 is cross-entropy")
     class_weights: Literal["none", "balanced", "effective"] = Field(description="small classes count more in the loss")
     distillation_share: Share = Field(description="of the teacher in the loss, where a family has one")
@@ -310,11 +324,50 @@ class TrainParams(Section):
         return self
 
     @model_validator(mode="after")
-    def _overrides(self) -> TrainParams:
-        for name in ("cnn", "vit"):
+    def _attack(self) -> TrainParams:
+        if self.adversarial == "free" and self.adversarial_steps == 1:
+            raise ValueError(
+                "adversarial is free, but adversarial_steps is 1: the attack on a batch comes from its replays; take 2 or "
+                "more (4 to 8 are usual), or fgsm"
+            )
+        if self.adversarial == "free" and self.accumulate > 1:
+            raise ValueError(
+                f"adversarial is free, which changes the weights at each replay of a batch, but accumulate is "
+                f"{self.accumulate}; set it to 1, or take fgsm"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _overrides(self, info: ValidationInfo) -> TrainParams:
+        # Settings that `of` merged are those of one family, and are asked about that one alone.
+        for name in (info.context or {}).get("families", ("cnn", "vit")):
             if self.family(name).override:
                 self.of(name)
+            else:
+                self._check_teacher(name)
+        if self.cnn.teacher == "vit" and self.vit.teacher == "cnn":
+            raise ValueError("cnn.teacher is 'vit' and vit.teacher is 'cnn', so each waits for the other; set one to none")
         return self
+
+    def _check_teacher(self, name: str) -> None:
+        teacher = self.family(name).teacher
+        if teacher == "none":
+            return
+        if teacher == name:
+            raise ValueError(
+                f"{name}.teacher is '{name}', which is what this training makes; name the other family, or copy "
+                f"models/{name} to a folder of another name"
+            )
+        if self.distillation_share == 0:
+            raise ValueError(
+                f"{name}.teacher is '{teacher}', but distillation_share is 0, so nobody would listen; raise it "
+                "(0.5 is usual), or set teacher to none"
+            )
+        if self.loss == "bce":
+            raise ValueError(
+                f"{name}.teacher is '{teacher}', whose answers are shares among the classes, but loss is bce, for which "
+                "each class is by itself; take cross_entropy, or set teacher to none"
+            )
 
     def family(self, name: str) -> FamilyParams:
         """What is a family's own, "cnn" or "vit"."""
@@ -335,7 +388,7 @@ class TrainParams(Section):
                 raise ValueError(f"{name}.override has the unknown key '{key}'; {hint}")
         families = {family: self.family(family).model_copy(update={"override": {}}) for family in ("cnn", "vit")}
         try:
-            return TrainParams.model_validate({**shared, **override, **families})
+            return TrainParams.model_validate({**shared, **override, **families}, context={"families": (name,)})
         except ValidationError as error:
             item = error.errors()[0]
             raise ValueError(f"{name}.override, {_sentence(dict(item), TrainParams).rstrip('.')}") from None
@@ -597,6 +650,29 @@ class Params(Section):
                 raise ValueError(
                     f"the {family}'s learning_rate {rate:g} times its weight_decay {merged.weight_decay:g} is 1 or more, so "
                     "each step would take away the whole of the weights; lower one of them"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _images_and_loss(self) -> Params:
+        augment = self.augment
+        mixes = [name for name in ("mixup", "cutmix") if getattr(augment, name) > 0 and augment.mixed_share > 0]
+        for family in ("cnn", "vit"):
+            merged = self.train.of(family)
+            if merged.loss == "focal" and mixes:
+                raise ValueError(
+                    f"the {family}'s loss is focal, but augment.{mixes[0]} mixes images: no class of a mixed image can be "
+                    f"certain, so all would count as hard; take cross_entropy, or set augment.{mixes[0]} to 0"
+                )
+            if merged.loss == "bce" and "mixup" in mixes:
+                raise ValueError(
+                    f"the {family}'s loss is bce, which asks of each class whether it is there, but augment.mixup blends "
+                    "images, so that each of two is there in part; take cross_entropy, or augment.cutmix in its place"
+                )
+            if merged.class_weights != "none" and augment.balance == "sampler" and augment.balance_strength > 0:
+                raise ValueError(
+                    f"the {family}'s class_weights is {merged.class_weights} and augment.balance is sampler, so small "
+                    "classes would be made up for twice; set one of them to none"
                 )
         return self
 

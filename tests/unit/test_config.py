@@ -283,12 +283,98 @@ def test_a_training_that_makes_sense_is_not(changes: dict[str, object]) -> None:
     parse_params(with_train(changes))
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"train.loss": "focal", "augment.cutmix": 1},
+            "the cnn's loss is focal, but augment.cutmix mixes images: no class of a mixed image can be certain, so all "
+            "would count as hard; take cross_entropy, or set augment.cutmix to 0.",
+        ),
+        (
+            {"train.vit.override": {"loss": "bce"}, "augment.mixup": 0.2, "augment.cutmix": 1},
+            "the vit's loss is bce, which asks of each class whether it is there, but augment.mixup blends images, so that "
+            "each of two is there in part; take cross_entropy, or augment.cutmix in its place.",
+        ),
+        (
+            {"train.class_weights": "effective", "augment.balance": "sampler"},
+            "the cnn's class_weights is effective and augment.balance is sampler, so small classes would be made up for "
+            "twice; set one of them to none.",
+        ),
+        (
+            {"train.adversarial": "free", "train.adversarial_steps": 1},
+            "section 'train': adversarial is free, but adversarial_steps is 1: the attack on a batch comes from its "
+            "replays; take 2 or more (4 to 8 are usual), or fgsm.",
+        ),
+        (
+            {"train.adversarial": "free", "train.accumulate": 2},
+            "section 'train': adversarial is free, which changes the weights at each replay of a batch, but accumulate is "
+            "2; set it to 1, or take fgsm.",
+        ),
+        (
+            {"train.vit.teacher": "vit"},
+            "section 'train': vit.teacher is 'vit', which is what this training makes; name the other family, or copy "
+            "models/vit to a folder of another name.",
+        ),
+        (
+            {"train.vit.teacher": "cnn", "train.cnn.teacher": "vit"},
+            "section 'train': cnn.teacher is 'vit' and vit.teacher is 'cnn', so each waits for the other; set one to none.",
+        ),
+        (
+            {"train.vit.teacher": "cnn", "train.distillation_share": 0},
+            "section 'train': vit.teacher is 'cnn', but distillation_share is 0, so nobody would listen; raise it (0.5 is "
+            "usual), or set teacher to none.",
+        ),
+        (
+            {"train.vit.teacher": "cnn", "train.vit.override": {"loss": "bce"}},
+            "section 'train': vit.override, vit.teacher is 'cnn', whose answers are shares among the classes, but loss is "
+            "bce, for which each class is by itself; take cross_entropy, or set teacher to none.",
+        ),
+        (
+            {"train.vit.teacher": "shipped"},
+            "'train.vit.teacher' is 'shipped'; it must be a model that is there before this training: cnn, vit, or a folder "
+            "of your own in models/.",
+        ),
+        (
+            {"train.vit.teacher": "../cnn"},
+            "'train.vit.teacher' is '../cnn'; it must be the name of a folder in models/, or none.",
+        ),
+    ],
+)
+def test_parts_of_a_training_that_contradict_each_other_are_refused(changes: dict[str, object], sentence: str) -> None:
+    assert refusal(with_values(changes)) == f"params.yaml: {sentence}"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train.loss": "bce", "augment.cutmix": 1},
+        {"train.loss": "bce", "augment.mixup": 1, "augment.mixed_share": 0},
+        {"train.loss": "focal", "train.class_weights": "balanced"},
+        {"train.class_weights": "balanced", "augment.balance": "sampler", "augment.balance_strength": 0},
+        {"train.vit.teacher": "cnn"},
+        # The family that overrides has no teacher, and the one with a teacher overrides nothing.
+        {"train.vit.teacher": "cnn", "train.cnn.override": {"distillation_share": 0.0, "loss": "bce"}},
+        {"train.vit.teacher": "cnn", "train.loss": "bce", "train.vit.override": {"loss": "cross_entropy"}},
+        {"train.adversarial": "free", "train.adversarial_steps": 4},
+        {"train.adversarial": "fgsm", "train.adversarial_steps": 1, "train.accumulate": 2},
+    ],
+)
+def test_parts_of_a_training_that_go_together_are_not(changes: dict[str, object]) -> None:
+    parse_params(with_values(changes))
+
+
 def with_train(changes: dict[str, object]) -> str:
     """The shipped params with other values in the section train, by keys as "epochs" and "cnn.freeze"."""
+    return with_values({f"train.{key}": value for key, value in changes.items()})
+
+
+def with_values(changes: dict[str, object]) -> str:
+    """The shipped params with other values, by keys as "train.cnn.freeze"."""
     tree = yaml.safe_load(TEXT)
     for key, value in changes.items():
         *parents, last = key.split(".")
-        section = tree["train"]
+        section = tree
         for part in parents:
             section = section[part]
         section[last] = value
