@@ -58,8 +58,8 @@ def _tell(numbers: Mapping[str, float], notes: tuple[str, ...], params: CleanPar
     applied, idle, absent = (numbers[f"decisions_{name}"] for name in ("applied", "without_effect", "of_absent_images"))
     if applied or idle or absent:
         print(
-            f"{DECISIONS}: decisions applied {applied}, without effect {idle} (the page says why), about images that are not "
-            f"in the data {absent}"
+            f"{DECISIONS}: decisions applied {applied}, without effect {idle} (the page says why), about images that are "
+            f"not in the data {absent}"
         )
     for note in notes:
         print(note)

@@ -1,7 +1,7 @@
 """Suspected wrong labels: what a model that never saw an image, nor its duplicates, says of the image's label.
 
-The out-of-fold probabilities come from a kernel ridge classifier on the features of `embedding`; cleanlab judges them
-(Northcutt, Jiang and Chuang, "Confident learning", JAIR 2021).
+The out-of-fold probabilities come from a kernel ridge classifier on the features of `embedding`, or for the images that it
+answered from a cross-validated network; cleanlab judges them (Northcutt, Jiang and Chuang, "Confident learning", JAIR 2021).
 
 Does not cover: images with several right labels, and faults that the whole class shares.
 """
@@ -31,6 +31,7 @@ _SCALE = np.float32(0.2)  # of the distance, in units of the features' root mean
 _RIDGE = 0.2
 _BLOCK = 4096
 _CALIBRATED = 20_000  # images that set the one number of the temperature
+_LEAST_PROBABILITY = 1e-6  # a network may give 0
 _JUDGED_AT_ONCE = 100_000  # cleanlab copies the probabilities several times: 0.4 GB each for a million images of 100 classes
 
 
@@ -44,8 +45,21 @@ class LabelIssues:
     note: str = ""  # a sentence for what is not judged, and why
 
 
-def find_label_issues(features: FloatArray, labels: IntArray, groups: IntArray, classes: int, seed: int) -> LabelIssues:
+@dataclass(frozen=True)
+class Answers:
+    """What cross-validated networks said of some of the images."""
+
+    places: IntArray  # [m], positions among the images
+    probabilities: FloatArray  # [m, classes]; rows sum to 1
+
+
+def find_label_issues(
+    features: FloatArray, labels: IntArray, groups: IntArray, classes: int, seed: int, *, answers: Answers | None = None
+) -> LabelIssues:
     """Judge every label by models that were trained without the image's fold.
+
+    Two kinds of models differ in how sure they are, and cleanlab compares an image with the others of its class. So all
+    images are judged by the classifier on features, and those with `answers` then among themselves by these.
 
     Args:
         features: [n, D], see `embedding.embed`.
@@ -53,6 +67,7 @@ def find_label_issues(features: FloatArray, labels: IntArray, groups: IntArray, 
         groups: [n], equal for duplicates, which share a fold.
         classes: number of classes.
         seed: of the folds and the kernel's centres.
+        answers: of networks, which count where they are.
 
     Where nothing can be judged (fewer than 50 images, one class, pictures that all look the same) there is no suspect, and
     the note says why. Classes with fewer different images than folds are left out.
@@ -74,13 +89,21 @@ def find_label_issues(features: FloatArray, labels: IntArray, groups: IntArray, 
     names = np.flatnonzero(enough)
     compact = np.searchsorted(names, labels[judged])
     chosen = features if len(judged) == count else features[judged]  # a copy is a gigabyte for a million images
-    probabilities = out_of_fold(chosen, compact, groups[judged], len(names), seed)
 
-    found = _pruned(compact, probabilities, seed)
-    quality[judged] = probabilities[np.arange(len(judged)), compact].clip(0, 1).round(4)
-    answer = probabilities.argmax(axis=1)
-    suspect[judged] = found & (answer != compact) & (quality[judged] < SUSPECT_QUALITY)
-    suggested[judged] = np.where(suspect[judged], names[answer], -1)
+    def judge(rows: IntArray, own: IntArray, probabilities: FloatArray) -> None:
+        """Judge the images `rows`, whose labels are the positions `own` in `names`."""
+        found = _pruned(own, probabilities, seed)
+        quality[rows] = probabilities[np.arange(len(rows)), own].clip(0, 1).round(4)
+        answer = probabilities.argmax(axis=1)
+        suspect[rows] = found & (answer != own) & (quality[rows] < SUSPECT_QUALITY)
+        suggested[rows] = np.where(suspect[rows], names[answer], -1)
+
+    judge(judged, compact, out_of_fold(chosen, compact, groups[judged], len(names), seed))
+    if answers is not None and len(rows := np.flatnonzero(enough[labels[answers.places]])) >= MIN_IMAGES:
+        places = answers.places[rows]
+        own = np.searchsorted(names, labels[places])
+        seen = np.log(answers.probabilities[rows][:, names].clip(_LEAST_PROBABILITY))
+        judge(places, own, _calibrated(seen, own, np.random.default_rng(seed)))
     few = int((np.bincount(labels, minlength=classes)[~enough] > 0).sum())
     what = (
         "1 class of fewer than {} different images is"

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from visionloop.data.label_issues import Answers
 from visionloop.errors import ArtifactError
 from visionloop.files import atomic_path
 
@@ -36,15 +37,6 @@ class OutOfFold:
     probabilities: npt.NDArray[np.float32]  # [N, K]; rows sum to 1
     family: str
     data_id: str  # of the packed data, see `packing.data_id`
-
-
-@dataclass(frozen=True)
-class Matched:
-    """The answers to some of the images of a data set."""
-
-    places: npt.NDArray[np.int64]  # [n], positions among the data set's images
-    probabilities: npt.NDArray[np.float32]  # [n, K], in the order of the data set's classes
-    family: str
 
 
 def write_out_of_fold(path: Path, answers: OutOfFold) -> None:
@@ -100,7 +92,7 @@ def read_out_of_fold(path: Path) -> OutOfFold | None:
 
 def match(
     answers: OutOfFold, ids: Sequence[str], labels: npt.NDArray[np.int64], classes: Sequence[str], path: Path
-) -> tuple[Matched | None, str]:
+) -> tuple[Answers | None, str]:
     """The answers to the images that they are about, and a sentence about how many or why none is used.
 
     An answer stays right when its image got another label since, because it did not depend on it. None is used where they
@@ -135,4 +127,4 @@ def match(
             f"models learnt the old ones; {again}"
         )
     said = f"Labels of {len(here):,} images are judged by the {answers.family}'s out-of-fold answers in {path}."
-    return Matched(here, answers.probabilities[there][:, theirs], answers.family), said
+    return Answers(here, answers.probabilities[there][:, theirs]), said
