@@ -7,7 +7,7 @@ from visionloop.card import load_card
 from visionloop.compression.parity import Golden, accuracy
 from visionloop.compression.quantize import HeldOut, Recipe, calibration_indices, choose, flat
 from visionloop.config import QuantizeParams, load_section
-from visionloop.data.packing import load_split
+from visionloop.data.packing import load_sample, load_split
 from visionloop.features import EmbeddingPCA
 from visionloop.files import write_bytes, write_json
 from visionloop.paths import EMBEDDING_PCA, EXPORTED, GOLDEN, MODEL_ONNX, PACKED, QUANTIZE_REPORT, SHIPPED
@@ -24,13 +24,13 @@ def main() -> None:
     card = load_card(EXPORTED)
     fp32 = card.read_file(EXPORTED, MODEL_ONNX)
     golden = Golden.from_bytes(card.read_file(EXPORTED, GOLDEN))
-    train, val, test = (load_split(PACKED, split) for split in ("train", "val", "test"))
+    val, test = load_split(PACKED, "val"), load_split(PACKED, "test")
+    train = load_sample(PACKED)  # without stored variants: ranges are set on images that the world sent
     recipe = Recipe(params.operators.of(card.family), params.calibration, params.per_channel)
 
     data, verdict, comparison = choose(
         fp32,
-        # Stored variants of small classes stand last; ranges are set on images that the world sent.
-        train.images[calibration_indices(train.labels[: train.originals], params.calibration_images)],
+        train.images[calibration_indices(train.labels, params.calibration_images)],
         HeldOut(val.images, val.labels, test.images, test.labels),
         recipe,
         max_accuracy_drop=params.max_accuracy_drop,

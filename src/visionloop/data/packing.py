@@ -3,20 +3,26 @@
 Arrays are written with plain writes at offsets: pages of a memory map would count as this process's memory until the disk
 has them. What is held per image is its rows, an id of 64 bytes and a place.
 
-Does not cover: augmentation while training, and data sets too large for one array on disk.
+Where the training side is too large for that, it stays in the shards: its labels, ids and places are noted here, and
+`training.streaming` decodes the images in every epoch. Validation and test images, which are few, are packed all the same,
+and so is a sample of the training images, which the checks of augmentation and the calibration of INT8 look at.
+
+Does not cover: augmentation while training.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +43,8 @@ _MAX_PIXELS = 2_000_000_000
 _BATCH_IMAGES = 64
 _BATCH_BYTES = 8 << 20
 _VARIANTS_AT_ONCE = 256
+# Training images that stay packed where the others are streamed; of 1,000 classes each has 4.
+SAMPLE_IMAGES = 4096
 
 # Uint8 [N, H, W, 3] to the same, changed by the policy. Passed in, so that who only reads arrays does not depend on how
 # images are changed.
@@ -57,6 +65,8 @@ class PackedMeta(BaseModel):
     policy: AugmentPolicy
     data_id: str  # names this data version, see `data_id` and `_with_variants`
     variants: int = 0  # the last so many training images are stored variants of the others
+    store: Literal["packed", "stream"] = "packed"  # stream: training images are read from the shards
+    sample: int = 0  # packed training images where the others are streamed
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,18 @@ class PackedSplit:
         return len(self.ids) - self.variants
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where the images of a streamed training side lie."""
+
+    labels: npt.NDArray[np.int64]  # [N], positions in PackedMeta.labels
+    ids: list[str]  # [N], sha256 of the encoded image
+    names: tuple[str, ...]  # of the shards
+    shard: npt.NDArray[np.int64]  # [N], a position in `names`
+    row: npt.NDArray[np.int64]  # [N], in the shard
+    size_bytes: npt.NDArray[np.int64]  # [N], encoded
+
+
 def pack(
     rows: Sequence[SplitRow],
     images: Sequence[ImageRow],
@@ -85,13 +107,15 @@ def pack(
     executor: Executor,
     seed: int = 0,
     augment: Augment | None = None,
+    store: Literal["packed", "stream"] = "packed",
 ) -> PackedMeta:
     """Decode and resize the split images into `folder`, which appears whole or not at all.
 
     Images of a side stand in the order of their ids, so the arrays depend on the content of the data set alone. `read`
     brings the encoded bytes of image rows, in any order (see `shards.read_bytes`). Where the policy balances by variants,
     copies of small classes' training images, changed by `augment` with numbers from `seed`, follow the originals; mean and
-    std are of the originals.
+    std are of the originals. With `store` "stream" only a sample of the training images is decoded, whose mean and std are
+    taken.
 
     Raises:
         DataError: an image of the split is not among `images`, or can no longer be decoded.
@@ -110,36 +134,33 @@ def pack(
         if policy.balance == "variants":
             sources = variant_sources(numbers["train"], policy.balance_strength)
         counts = {split: len(sides[split]) + (len(sources) if split == "train" else 0) for split in SPLITS}
-        arrays = {split: _ArrayFile(tmp / f"{split}.images.npy", counts[split], spec) for split in SPLITS}
+        files: dict[Split, str] = {split: split for split in SPLITS}
+        packed, sample = dict(counts), np.zeros(0, dtype=np.int64)
+        if store == "stream":
+            sample = _sample(numbers["train"], SAMPLE_IMAGES)
+            _write_places(tmp, sides["train"], found)
+            left_out = np.setdiff1d(np.arange(counts["train"]), sample)
+            found = _without(found, {sides["train"][index].id for index in left_out})
+            files["train"], packed["train"] = "sample", len(sample)
+            _write_names(tmp, "sample", numbers["train"][sample], [sides["train"][index].id for index in sample])
+            places.renumber("train", sample)
+        arrays = {split: _ArrayFile(tmp / f"{files[split]}.images.npy", packed[split], spec) for split in SPLITS}
         try:
-            moments = _Moments()
-            batches = in_batches(
-                track(read(found), "decode", len(found)), _BATCH_IMAGES, _BATCH_BYTES, size=lambda item: len(item[1])
-            )
-            jobs = ([(row.id, data) for row, data in batch] for batch in batches)
-            for ids, pixels in map_batches(executor, _Preprocess(spec), jobs):
-                split_numbers, positions = places.of(ids)
-                for image, split_number, position in zip(pixels, split_numbers, positions, strict=True):
-                    arrays[SPLITS[split_number]].write(int(position), image)
-                moments.add(pixels[split_numbers == SPLITS.index("train")])
+            moments = _decode_all(track(read(found), "decode", len(found)), executor, spec, places, arrays)
             if len(sources):
                 assert augment is not None, "balance variants needs `augment`"
                 generator = np.random.default_rng([seed, 1])
-                position = len(sides["train"])
-                parts = np.array_split(sources, -(-len(sources) // _VARIANTS_AT_ONCE))
-                for part in track(parts, "variants", len(sources), len):
-                    arrays["train"].write(position, augment(arrays["train"].read(part), policy, generator))
-                    position += len(part)
+                _append_variants(
+                    arrays["train"], len(sides["train"]), sources, lambda images: augment(images, policy, generator)
+                )
         finally:
             for array in arrays.values():
                 array.close()
-        numbers["train"] = np.concatenate([numbers["train"], numbers["train"][sources]])
         for split in SPLITS:
-            np.save(tmp / f"{split}.labels.npy", numbers[split])
-            names = [row.id for row in sides[split]]
+            names, own = [row.id for row in sides[split]], numbers[split]
             if split == "train":
-                names += _variant_names(names, sources)
-            write_text(tmp / f"{split}.ids.txt", "".join(f"{name}\n" for name in names))
+                names, own = names + _variant_names(names, sources), np.concatenate([own, own[sources]])
+            _write_names(tmp, split, own, names)
         mean, std = moments.result()
         meta = PackedMeta(
             labels=labels,
@@ -150,12 +171,48 @@ def pack(
             policy=policy,
             data_id=_with_variants(data_id(rows), len(sources), policy, seed),
             variants=len(sources),
+            store=store,
+            sample=len(sample),
         )
         write_json(tmp / META, meta.model_dump(mode="json"))
         _publish(tmp, folder)
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
     return meta
+
+
+def _decode_all(
+    encoded: Iterable[tuple[ImageRow, bytes]],
+    executor: Executor,
+    spec: PreprocessSpec,
+    places: _Places,
+    arrays: Mapping[Split, _ArrayFile],
+) -> _Moments:
+    """Write every image to its place; return the moments of the training images."""
+    moments = _Moments()
+    batches = in_batches(encoded, _BATCH_IMAGES, _BATCH_BYTES, size=lambda item: len(item[1]))
+    jobs = ([(row.id, data) for row, data in batch] for batch in batches)
+    for ids, pixels in map_batches(executor, _Preprocess(spec), jobs):
+        split_numbers, positions = places.of(ids)
+        for image, split_number, position in zip(pixels, split_numbers, positions, strict=True):
+            arrays[SPLITS[split_number]].write(int(position), image)
+        moments.add(pixels[split_numbers == SPLITS.index("train")])
+    return moments
+
+
+def _append_variants(
+    array: _ArrayFile, position: int, sources: npt.NDArray[np.int64], change: Callable[[PixelArray], PixelArray]
+) -> None:
+    """Write a changed copy of each of the images `sources`, from `position` on."""
+    parts = np.array_split(sources, -(-len(sources) // _VARIANTS_AT_ONCE))
+    for part in track(parts, "variants", len(sources), len):
+        array.write(position, change(array.read(part)))
+        position += len(part)
+
+
+def _write_names(folder: Path, name: str, labels: npt.NDArray[np.int64], ids: Sequence[str]) -> None:
+    np.save(folder / f"{name}.labels.npy", labels)
+    write_text(folder / f"{name}.ids.txt", "".join(f"{image_id}\n" for image_id in ids))
 
 
 def data_id(rows: Iterable[SplitRow]) -> str:
@@ -192,16 +249,57 @@ def load_split(folder: Path, split: Split) -> PackedSplit:
     """Map one side's images and read its labels and ids.
 
     Raises:
-        ArtifactError: a file is missing, damaged, or the three do not belong together.
+        ArtifactError: a file is missing, damaged, or the three do not belong together; or the side is streamed.
+    """
+    meta = load_meta(folder)
+    if split == "train" and meta.store == "stream":
+        raise ArtifactError(
+            f"{folder} holds no decoded training images, since augment.store is 'stream', and this work needs them; set it "
+            "to 'packed' and run `dvc repro augment`."
+        )
+    return _load(folder, split, meta.counts[split], meta, meta.variants if split == "train" else 0)
+
+
+def load_sample(folder: Path) -> PackedSplit:
+    """Collected training images to look at: all of a packed side, without its stored variants; of a streamed one a sample.
+
+    Raises:
+        ArtifactError: see `load_split`.
+    """
+    meta = load_meta(folder)
+    if meta.store == "stream":
+        return _load(folder, "sample", meta.sample, meta, 0)
+    train = load_split(folder, "train")
+    originals = slice(train.originals)
+    return PackedSplit(train.images[originals], train.labels[originals], train.ids[originals])
+
+
+def load_places(folder: Path) -> Places:
+    """Where the images of a streamed training side lie.
+
+    Raises:
+        ArtifactError: a file is missing, damaged, or they do not belong together.
     """
     meta = load_meta(folder)
     try:
-        images = np.load(folder / f"{split}.images.npy", mmap_mode="r", allow_pickle=False)
-        labels = np.load(folder / f"{split}.labels.npy", allow_pickle=False)
-        ids = (folder / f"{split}.ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
+        with np.load(folder / "train.places.npz", allow_pickle=False) as file:
+            names, shard, row, size = (file[name] for name in ("names", "shard", "row", "size_bytes"))
+        labels = np.load(folder / "train.labels.npy", allow_pickle=False)
+        ids = (folder / "train.ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ArtifactError(f"{folder}, side train, cannot be read ({error}); run `dvc repro augment`.") from error
+    if not len(ids) == len(labels) == len(shard) == len(row) == len(size) == meta.counts["train"]:
+        raise ArtifactError(f"{folder}, side train: places and {META} do not belong together; run `dvc repro augment`.")
+    return Places(labels, ids, tuple(names.tolist()), shard, row, size)
+
+
+def _load(folder: Path, name: str, count: int, meta: PackedMeta, variants: int) -> PackedSplit:
+    try:
+        images = np.load(folder / f"{name}.images.npy", mmap_mode="r", allow_pickle=False)
+        labels = np.load(folder / f"{name}.labels.npy", allow_pickle=False)
+        ids = (folder / f"{name}.ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{folder}, side {split}, cannot be read ({error}); run `dvc repro augment`.") from error
-    count = meta.counts[split]
+        raise ArtifactError(f"{folder}, side {name}, cannot be read ({error}); run `dvc repro augment`.") from error
     fits = (
         images.shape == (count, meta.preprocess.height, meta.preprocess.width, 3)
         and images.dtype == np.uint8
@@ -210,8 +308,51 @@ def load_split(folder: Path, split: Split) -> PackedSplit:
         and (count == 0 or (labels.min() >= 0 and labels.max() < len(meta.labels)))
     )
     if not fits:
-        raise ArtifactError(f"{folder}, side {split}: arrays and {META} do not belong together; run `dvc repro augment`.")
-    return PackedSplit(images, labels, ids, meta.variants if split == "train" else 0)
+        raise ArtifactError(f"{folder}, side {name}: arrays and {META} do not belong together; run `dvc repro augment`.")
+    return PackedSplit(images, labels, ids, variants)
+
+
+def _sample(labels: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
+    """Places int64 [about `most`] of a sample of `labels` [N]: of each class its share, rounded up, the first ones.
+
+    A side stands in the order of its ids, which are hashes, so the first ones are a random choice.
+    """
+    share = min(1.0, most / max(1, len(labels)))
+    chosen = [np.zeros(0, dtype=np.int64)]
+    for label in np.unique(labels):
+        positions = np.flatnonzero(labels == label)
+        chosen.append(positions[: math.ceil(len(positions) * share)])
+    return np.sort(np.concatenate(chosen))
+
+
+def _without(images: Sequence[ImageRow], ids: set[str]) -> list[ImageRow]:
+    return [row for row in images if row.id not in ids]
+
+
+def _write_places(folder: Path, side: Sequence[SplitRow], found: Sequence[ImageRow]) -> None:
+    """Note where the images of the training side lie, in its order."""
+    rows = {row.id: row for row in found}
+    own = [rows[row.id] for row in side]
+    names, shard = np.unique([row.shard for row in own], return_inverse=True)
+    np.savez(
+        folder / "train.places.npz",
+        names=names,
+        shard=shard.astype(np.int64),
+        row=np.array([row.row for row in own], dtype=np.int64),
+        size_bytes=np.array([row.size_bytes for row in own], dtype=np.int64),
+    )
+
+
+def decode_image(image_id: str, data: bytes, spec: PreprocessSpec) -> PixelArray:
+    """An image of the data set, which `clean` let pass, as the model's input.
+
+    Raises:
+        DataError: it cannot be decoded any more.
+    """
+    try:
+        return preprocess(data, spec, max_pixels=_MAX_PIXELS)
+    except ImageError as error:
+        raise DataError(f"Image {image_id[:12]}… passed `clean` but cannot be decoded now: {error}") from error
 
 
 class _Places:
@@ -226,6 +367,11 @@ class _Places:
         for number in range(len(SPLITS)):
             on_side = self._split == number
             self._position[on_side] = np.arange(on_side.sum())
+
+    def renumber(self, split: Split, kept: npt.NDArray[np.int64]) -> None:
+        """Let the images at the sorted places `kept` of a side stand in a row; the others have no place any more."""
+        on_side = self._split == SPLITS.index(split)
+        self._position[on_side] = np.searchsorted(kept, self._position[on_side])
 
     def rows_of(self, split: Split) -> npt.NDArray[np.int64]:
         """Indices of the rows of a side, in the order of their ids."""
@@ -308,10 +454,7 @@ class _Preprocess:
     def __call__(self, batch: Sequence[tuple[str, bytes]]) -> tuple[list[str], PixelArray]:
         pixels = np.empty((len(batch), self.spec.height, self.spec.width, 3), dtype=np.uint8)
         for index, (image_id, data) in enumerate(batch):
-            try:
-                pixels[index] = preprocess(data, self.spec, max_pixels=_MAX_PIXELS)
-            except ImageError as error:
-                raise DataError(f"Image {image_id[:12]}… passed `clean` but cannot be decoded now: {error}") from error
+            pixels[index] = decode_image(image_id, data, self.spec)
         return [image_id for image_id, _ in batch], pixels
 
 

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -209,6 +211,28 @@ def read_bytes(shards: Path, rows: Iterable[ImageRow]) -> Iterator[tuple[ImageRo
                 start = end
         if ordered[-1] >= start:
             raise _damaged(shards / shard, f"it has {start} rows, row {ordered[-1]} was asked for")
+
+
+def row_starts(shards: Path, shard: str) -> npt.NDArray[np.int64]:
+    """The first row of each row group of a shard, and last the number of its rows.
+
+    Raises:
+        ArtifactError: the shard is missing or damaged.
+    """
+    with _open(shards / shard) as file:
+        counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    return np.cumsum([0, *counts], dtype=np.int64)
+
+
+def read_group(shards: Path, shard: str, group: int, rows: Sequence[int]) -> list[bytes]:
+    """The encoded bytes of rows of one row group, counted from its first, in the order of `rows`; they are not checked.
+
+    Raises:
+        ArtifactError: the shard is missing or damaged.
+    """
+    with _open(shards / shard) as file:
+        column = file.read_row_group(group, columns=["data"]).column("data").combine_chunks()
+    return [column[row].as_py() for row in rows]
 
 
 def _write_shard(
