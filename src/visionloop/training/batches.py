@@ -3,7 +3,8 @@
 Where several processes train together (`distributed`), each makes its part of every batch; the parts in a row are, bit for
 bit, the batch that one process would make.
 
-Does not cover: streaming from the shards, for data sets too large for one array on disk (`streaming`).
+Where the training side is streamed (`streaming`), each process makes batches of images of its own part of the shards, and
+mixes them among themselves; so a batch of several processes is not the one that a single process would make.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from visionloop.data.augmentation import change_images, draw_changes
+from visionloop.data.augmentation import augment_batch, change_images, draw_changes
 from visionloop.data.balancing import balanced_order
-from visionloop.data.mixing import mix_images, plan_mix
+from visionloop.data.mixing import mix_batch, mix_images, plan_mix
 from visionloop.data.packing import PackedSplit
 from visionloop.data.policy import AugmentPolicy
 from visionloop.errors import ConfigError
 from visionloop.training.distributed import Ranks
+from visionloop.training.streaming import StreamedSplit, epoch_part, stream
 
 
 class Batch(NamedTuple):
@@ -82,7 +85,13 @@ def batch_sizes(images: int, batch_size: int) -> list[int]:
 
 
 def train_batches(
-    data: PackedSplit, policy: AugmentPolicy, *, batch_size: int, seed: int, epoch: int, ranks: Ranks | None = None
+    data: PackedSplit | StreamedSplit,
+    policy: AugmentPolicy,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    ranks: Ranks | None = None,
 ) -> Iterator[Batch]:
     """One epoch of shuffled, augmented batches, in the order that (`seed`, `epoch`) gives.
 
@@ -91,22 +100,27 @@ def train_batches(
 
     Raises:
         ConfigError: a batch has fewer images than there are processes.
+        ArtifactError, DataError: of streamed images, see `streaming.stream`.
     """
+    ranks = ranks or Ranks.single(torch.device("cpu"))
     generator = np.random.default_rng(seed_of(seed, epoch, 0))
     if policy.balance == "sampler":
         order = balanced_order(data.labels, policy.balance_strength, generator)
     else:
         order = generator.permutation(len(data.labels))
-    generator = np.random.default_rng(seed_of(seed, epoch, 1))
-    height, width = data.images.shape[1:3]
     sizes = batch_sizes(len(order), batch_size)
     require_parts(sizes, ranks)
+    if isinstance(data, StreamedSplit):
+        yield from _streamed(data, policy, order, sizes, shared=generator, seed=seed_of(seed, epoch, 1), ranks=ranks)
+        return
+    generator = np.random.default_rng(seed_of(seed, epoch, 1))
+    height, width = data.images.shape[1:3]
     start = 0
     for size in sizes:
         indices, start = order[start : start + size], start + size
         # What happens to an image is drawn for the whole batch by every process, so that it depends on no other's part.
         drawn = draw_changes(size, policy, generator)
-        rows = np.arange(size)[ranks.part(size) if ranks else slice(None)]
+        rows = np.arange(size)[ranks.part(size)]
         labels = torch.from_numpy(data.labels[indices])
         if not policy.mixes:
             # One gather copies the rows out of the map.
@@ -121,13 +135,41 @@ def train_batches(
         yield Batch(images, labels[rows], labels[plan.partners], torch.from_numpy(plan.shares))
 
 
-def require_parts(sizes: list[int], ranks: Ranks | None) -> None:
+def _streamed(
+    data: StreamedSplit,
+    policy: AugmentPolicy,
+    order: npt.NDArray[np.int64],
+    sizes: list[int],
+    *,
+    shared: np.random.Generator,
+    seed: int,
+    ranks: Ranks,
+) -> Iterator[Batch]:
+    """One process's batches of streamed images; `shared` draws the same in all processes."""
+    own = np.random.default_rng([seed, ranks.rank])
+    each = np.arange(ranks.world)[:, None]
+    spread = np.array(sizes) // ranks.world + (each < np.array(sizes) % ranks.world)  # [processes, steps], as `Ranks.part`
+    ends = spread.sum(axis=1).cumsum()
+    part = epoch_part(data, order, slice(ends[ranks.rank] - spread[ranks.rank].sum(), ends[ranks.rank]), shared, own)
+    place = 0
+    for pixels in stream(data, part, spread[ranks.rank].tolist()):
+        chosen = part.images[place : place + len(pixels)]
+        place += len(pixels)
+        images, labels = augment_batch(torch.from_numpy(pixels), policy, own), torch.from_numpy(data.labels[chosen])
+        if policy.mixes:
+            mixed = mix_batch(images, policy, own)
+            yield Batch(mixed.images, labels, labels[mixed.partners], mixed.shares)
+        else:
+            yield Batch(images, labels)
+
+
+def require_parts(sizes: list[int], ranks: Ranks) -> None:
     """Refuse batches of which a process would get no image.
 
     Raises:
         ConfigError: with the numbers.
     """
-    if ranks and min(sizes) < ranks.world:
+    if min(sizes) < ranks.world:
         raise ConfigError(
             f"A batch has {min(sizes)} images and {ranks.world} processes share it, so some would have none; raise "
             "train.batch_size, or lower compute.processes."
