@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -34,6 +34,7 @@ app = typer.Typer(
 app.add_typer(feedback_cli.app, name="feedback")
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
+Family = Annotated[Literal["cnn", "vit"], typer.Argument(help="Which model.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
@@ -85,6 +86,44 @@ def recipe(
             print(f"{word:9} {notes[word]}")
 
 
+@app.command("find-rate")
+def find_rate(
+    family: Annotated[str, typer.Argument(help="cnn or vit.")],
+    lowest: Annotated[float, typer.Option(help="The first learning rate.")] = 1e-6,
+    highest: Annotated[float, typer.Option(help="The last one; it stops before where the loss diverges.")] = 10.0,
+    steps: Annotated[int, typer.Option(help="Steps from the first to the last.")] = 150,
+    as_json: Json = False,
+) -> None:
+    """Suggest a learning rate: a short training with a rate that grows, and a picture of its losses."""
+    if family not in ("cnn", "vit"):
+        raise ConfigError(f"find-rate takes the family cnn or vit, got '{family}'.")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in the stage train, before torch is loaded
+    from visionloop.config import TrainParams, load_section
+    from visionloop.data.packing import load_meta, load_split
+    from visionloop.files import write_bytes
+    from visionloop.paths import FIND_RATE_REPORTS, PACKED
+    from visionloop.training import finder
+
+    params = load_section(TrainParams)
+    data, meta = load_split(PACKED, "train"), load_meta(PACKED)
+    sweep = finder.find_rate(
+        "cnn" if family == "cnn" else "vit", data, meta, params, lowest=lowest, highest=highest, steps=steps
+    )
+    file = FIND_RATE_REPORTS / f"{family}.png"
+    write_bytes(file, finder.picture(sweep, f"{params.family(family).architecture} with {params.of(family).optimizer}"))
+    if as_json:
+        print(json.dumps({**asdict(sweep), "picture": str(file)}))
+        return
+    if sweep.suggestion is None:
+        print(f"The loss of the {family} falls nowhere from {lowest:g} to {sweep.rates[-1]:g}; try more --steps.")
+    else:
+        print(
+            f"The loss of the {family} falls fastest at a learning rate of {sweep.suggestion:.2g}; params.yaml has "
+            f"{sweep.configured:g}."
+        )
+    print(f"The picture is {file}")
+
+
 @app.command()
 def run() -> None:
     """The main job: bring the pipeline up to date, serve the model, send it images, judge drift, sum up."""
@@ -93,6 +132,21 @@ def run() -> None:
 
     with stopping_on_signals():
         main_job.run()
+
+
+@app.command()
+def crossvalidate(
+    family: Family = "cnn",
+    accept: Annotated[bool, typer.Option("--accept", help="Let `clean` judge labels by the answers.")] = False,
+) -> None:
+    """Train once per fold of split.folds: the accuracy with its spread, and an answer to every image unseen."""
+    from pipeline import experiments
+    from pipeline.supervisor import stopping_on_signals
+
+    with stopping_on_signals():
+        experiments.crossvalidate(family, _say)
+    for sentence in experiments.accept(family) if accept else experiments.shown(family):
+        print(sentence)
 
 
 @app.command()
