@@ -39,6 +39,7 @@ MODELS = Path("models")
 TRAIN_REPORTS = Path("reports/train")
 EVALUATE_REPORTS = Path("reports/evaluate")
 CROSSVALIDATE_REPORTS = Path("reports/crossvalidate")
+FIND_RATE_REPORTS = Path("reports/find-rate")  # <family>.png, written by `visionloop find-rate`; not in git
 # tune, of experiments/dvc.yaml
 TUNE_PAGE = Path("reports/tune.html")
 TUNE_DIFF = Path("reports/tune.diff")  # what the best trial would change in params.yaml

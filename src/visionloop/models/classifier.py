@@ -62,11 +62,15 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images uint8 [N, H, W, 3] to (logits float32 [N, K], embedding float32 [N, D])."""
-        # The permuted view has the strides of torch.channels_last, which convolutions on a CPU are fastest with.
-        pixels = (images.permute(0, 3, 1, 2).to(torch.float32) / 255 - self.mean) / self.std
-        embedding = self.network.embed(pixels)
+        embedding = self.network.embed(self.normalise(images))
         logits = self.network.head(embedding)
         return logits.float(), embedding.float()
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Images [N, H, W, 3] of levels from 0 to 255 as the network takes them: float32 [N, 3, H, W]."""
+        # The permuted view has the strides of torch.channels_last, which convolutions on a CPU are fastest with.
+        pixels: Tensor = (images.permute(0, 3, 1, 2).to(torch.float32) / 255 - self.mean) / self.std
+        return pixels
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training, all but what is frozen."""
