@@ -134,7 +134,7 @@ def _executed(node: ast.AST) -> Iterator[ast.AST]:
 def _declared_params(entry: dict[str, Any]) -> set[str]:
     """The sections that a stage declares, whole or, over all items of its `foreach`, with every one of their keys."""
     declared = {
-        name.replace("${item}", item)
+        name.replace("${item}", item).replace("${key}", item)  # the key where a `foreach` is a mapping
         for name in entry.get("do", entry).get("params", [])
         for item in entry.get("foreach", [""])
     }

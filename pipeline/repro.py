@@ -24,6 +24,7 @@ from pathlib import Path
 import yaml
 
 from pipeline import process, watched
+from visionloop.config import TrainParams, load_section
 from visionloop.errors import BlockedError, PipelineError
 from visionloop.paths import DVC_YAML, PARAMS, RUN
 
@@ -54,12 +55,17 @@ class ReproResult:
 
 
 def stage_names(root: Path = Path()) -> list[str]:
-    """The stages in the order of `dvc.yaml`, as DVC resolves it ("train@cnn" for an item of a `foreach`).
+    """The stages in the order of `dvc.yaml`, as DVC resolves it ("train@cnn" for an item of a `foreach`), teachers first.
 
     Raises:
         PipelineError: DVC refuses `dvc.yaml`.
+        ConfigError: `params.yaml` says something that is not allowed.
     """
-    return _literal_names(root / DVC_YAML) or _ask(["stage", "list", "--name-only"], root).split()
+    names = _literal_names(root / DVC_YAML) or _ask(["stage", "list", "--name-only"], root).split()
+    if "train@cnn" in names and (root / PARAMS).is_file() and load_section(TrainParams, root / PARAMS).cnn.teacher == "vit":
+        names.remove("train@cnn")  # dvc.yaml has the CNN first; here the ViT teaches it
+        names.insert(names.index("train@vit") + 1, "train@cnn")
+    return names
 
 
 def status(root: Path = Path()) -> list[str]:

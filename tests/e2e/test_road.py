@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -34,10 +35,11 @@ def declaration(stage: str) -> dict[str, list[str]]:
 
     def names(key: str) -> list[str]:
         found = [one if isinstance(one, str) else next(iter(one)) for one in body.get(key, [])]
-        return [one.replace("${item}", item).replace("${collect.path}", "data/raw") for one in found]
+        values = {"${item}": item, "${key}": item, "${item.teacher}": "none", "${collect.path}": "data/raw"}
+        return [functools.reduce(lambda name, one: name.replace(*one), values.items(), name) for name in found]
 
     return {
-        "cmd": body["cmd"].replace("${item}", item).split(" "),
+        "cmd": body["cmd"].replace("${item}", item).replace("${key}", item).split(" "),
         "deps": names("deps"),
         "outs": names("outs") + names("metrics") + names("plots"),
     }

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from pipeline import process, repro
 from visionloop.errors import BlockedError, PipelineError
 
+ROOT = Path(__file__).parents[3]
 DVC_YAML = """
 stages:
   first:
@@ -52,21 +54,43 @@ def root(fresh: Path, tmp_path: Path) -> Path:
     return tmp_path / "project"
 
 
-def test_the_project_has_thirteen_stages_and_each_comes_after_what_it_needs() -> None:
-    project = Path(__file__).parents[3]
-    names = repro.stage_names(project)
-    assert names[0] == "collect"
-    assert names[-2:] == ["deploy", "reference"]
-    dag = subprocess.run(
+def dag(folder: Path) -> list[list[str]]:
+    """Pairs of stages of the pipeline, the first before the second."""
+    said = subprocess.run(
         [sys.executable, "-m", "dvc", "dag", "--dot"],
-        cwd=project,
+        cwd=folder,
         env=process.quiet_environment(),
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    edges = [line.replace('"', "").rstrip(";").split(" -> ") for line in dag.splitlines() if " -> " in line]
+    edges = [line.replace('"', "").rstrip(";").split(" -> ") for line in said.splitlines() if " -> " in line]
+    return [edge for edge in edges if not any(name.startswith("experiments/") for name in edge)]
+
+
+def test_the_project_has_thirteen_stages_and_each_comes_after_what_it_needs() -> None:
+    names = repro.stage_names(ROOT)
+    assert names[0] == "collect"
+    assert names[-2:] == ["deploy", "reference"]
+    edges = dag(ROOT)
     assert {name for edge in edges for name in edge} == set(names)
+    assert all(names.index(before) < names.index(after) for before, after in edges)
+
+
+@pytest.mark.parametrize(("student", "teacher", "first"), [("vit", "cnn", "train@cnn"), ("cnn", "vit", "train@vit")])
+def test_a_training_waits_for_its_teacher(tmp_path: Path, student: str, teacher: str, first: str) -> None:
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+    tree["train"][student]["teacher"] = teacher
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q", "--no-scm"], cwd=tmp_path, check=True)
+    edges = dag(tmp_path)
+    assert (["train@cnn", "train@vit"] in edges, ["train@vit", "train@cnn"] in edges) == (
+        teacher == "cnn",
+        teacher == "vit",
+    )
+    names = repro.stage_names(tmp_path)
+    assert next(name for name in names if name.startswith("train@")) == first
     assert all(names.index(before) < names.index(after) for before, after in edges)
 
 

@@ -64,6 +64,19 @@ def test_a_name_that_is_no_utf8_is_named(cat: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_a_teacher_that_is_not_there_is_named(cat: Path, tmp_path: Path) -> None:
+    params = tmp_path / "params.yaml"
+    before, vit = params.read_text().split("  vit:\n    architecture", 1)
+    params.write_text(before + "  vit:\n    architecture" + vit.replace("teacher: none", "teacher: big", 1))
+    assert watched.obstacles(tmp_path) == [
+        "train.vit.teacher is 'big', but there is no models/big/card.json; put a trained model there (its model.pt and "
+        "card.json), or set teacher to none."
+    ]
+    (tmp_path / "models/big").mkdir(parents=True)
+    (tmp_path / "models/big/card.json").write_text("{}")
+    assert watched.obstacles(tmp_path) == []
+
+
 def test_reproduce_and_status_refuse_instead_of_waiting_for_a_pipe(cat: Path, tmp_path: Path) -> None:
     shutil.copy(ROOT / "dvc.yaml", tmp_path / "dvc.yaml")
     os.mkfifo(cat / "pipe.jpg")
