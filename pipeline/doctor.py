@@ -19,6 +19,7 @@ import psutil
 
 from pipeline import endpoints, watched
 from serving.server import free_port, preconditions
+from visionloop import compiler
 from visionloop.config import ServeParams, load_params, load_section
 from visionloop.data.sources import check_source
 from visionloop.errors import ConfigError, VisionloopError
@@ -107,7 +108,17 @@ def _params() -> Iterator[Check]:
     from visionloop.models import check_buildable
 
     for family in (params.train.cnn, params.train.vit):
-        check_buildable(family.architecture, (params.preprocess.height, params.preprocess.width), family.options)
+        check_buildable(
+            family.architecture,
+            (params.preprocess.height, params.preprocess.width),
+            family.options,
+            freeze=family.freeze,
+            weights=family.weights,
+            weights_sha256=family.weights_sha256,
+        )
+    if (lack := compiler.missing()) and any(params.train.of(name).compile == "always" for name in ("cnn", "vit")):
+        yield Check("params", False, f"train.compile is 'always', but {lack}; or set it to 'never'.")
+        return
     yield Check("params", True, "params.yaml is valid.")
 
 

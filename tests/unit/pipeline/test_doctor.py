@@ -51,6 +51,16 @@ def test_a_wrong_parameter_is_named(folder: Path) -> None:
     assert "did you mean 'keep_days'?" in failed()["params"]
 
 
+def test_compiling_without_a_compiler_is_refused_before_any_stage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert failed() == {}
+    params = folder / "params.yaml"
+    params.write_text(params.read_text().replace("  compile: never", "  compile: always"))
+    assert failed()["params"].startswith(
+        "train.compile is 'always', but there is no C++ compiler 'no-such-compiler'; install one"
+    )
+
+
 def test_a_missing_folder_a_wrong_source_and_a_pipe_among_the_images_are_named(folder: Path) -> None:
     os.mkfifo(folder / "data/raw/pipe.jpg")
     assert failed() == {
