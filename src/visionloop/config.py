@@ -178,7 +178,9 @@ class PreprocessParams(Section):
 
 class AugmentParams(Section):
     section: ClassVar[str] = "augment"
-    horizontal_flip: bool = Field(description="mirror half of the images")
+    horizontal_flip: Literal[False, True, "alternating"] = Field(
+        description="mirror half of the images; alternating: each one every other epoch"
+    )
     vertical_flip: bool = Field(description="turn half of the images upside down")
     crop_padding_pixels: int = Field(ge=0, le=128, description="random shift by up to this many pixels")
     resized_crop: Share = Field(description="random part of at least this share of the area, enlarged; 0 means none")
@@ -869,6 +871,7 @@ _WORDS = {
     "a valid integer": "a whole number",
     "a valid number": "a number",
     "a valid boolean": "true or false",
+    "False, True or": "false, true or",
     "a valid string": "text",
     "a valid tuple": "a list",
     "a valid dictionary": "a section with keys of its own",

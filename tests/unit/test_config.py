@@ -86,7 +86,11 @@ def test_the_shipped_file_is_right_and_a_section_is_read_alone() -> None:
             "localhost",
             "'compute.dask' is 'localhost'; it must be the address of a Dask scheduler, as tcp://host:8786, or null.",
         ),
-        ("augment.horizontal_flip", "yes", "'augment.horizontal_flip' is 'yes'; it must be true or false."),
+        (
+            "augment.horizontal_flip",
+            "yes",
+            "'augment.horizontal_flip' is 'yes'; it must be false, true or 'alternating'.",
+        ),
         ("quantize.max_accuracy_drop", "1.5", "'quantize.max_accuracy_drop' is 1.5; it must be at most 1."),
         ("quantize.operators.vit", "[]", "'quantize.operators.vit' is []; it must not be empty."),
         ("monitor.alpha", "0", "'monitor.alpha' is 0; it must be greater than 0."),

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -90,6 +91,16 @@ def augment_batch(
 def draw_changes(count: int, policy: AugmentPolicy, generator: np.random.Generator) -> Floats:
     """The numbers [count, columns] of [0, 1) that say how so many images change."""
     return generator.random((count, len(columns(policy))))
+
+
+def alternate(drawn: Floats, policy: AugmentPolicy, mirrored: npt.NDArray[np.bool_]) -> None:
+    """Write who is `mirrored` [count] into the numbers of `draw_changes`, where the policy's flip is alternating.
+
+    Drawn anew in each epoch, half of the images would show the same side twice in two epochs; where the sides take turns,
+    all show both (Jordan 2024, arXiv:2404.00498). What knows no epoch, such as a contact sheet, mirrors half of the images.
+    """
+    if policy.horizontal_flip == "alternating":
+        drawn[:, columns(policy).index("mirrored")] = np.where(mirrored, 0.0, 0.75)
 
 
 def change_images(images: Tensor, policy: AugmentPolicy, drawn: Floats) -> Tensor:

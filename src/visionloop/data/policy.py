@@ -17,7 +17,7 @@ class AugmentPolicy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    horizontal_flip: bool = False
+    horizontal_flip: Literal[False, True, "alternating"] = False
     vertical_flip: bool = False
     crop_padding_pixels: int = 0
     resized_crop: float = 0.0
@@ -83,6 +83,8 @@ class AugmentPolicy(BaseModel):
                 parts.append(f"augmix {self.augmix_severity:g}")
             elif name == "trivialaugment" or getattr(self, name) is True:
                 parts.append(name)
+            elif name == "horizontal_flip":
+                parts.append(f"{name} {self.horizontal_flip}")
             else:
                 parts.append(f"{name} {getattr(self, name):g}")
         if self.crop_padding_pixels or self.resized_crop or self.rotation_degrees or self.scale or self.shear_degrees:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from visionloop.data.augmentation import augment_batch, change_images, draw_changes
+from visionloop.data.augmentation import alternate, change_images, draw_changes
 from visionloop.data.balancing import balanced_order
 from visionloop.data.mixing import mix_batch, mix_images, plan_mix
 from visionloop.data.packing import PackedSplit
@@ -108,10 +108,12 @@ def train_batches(
         order = balanced_order(data.labels, policy.balance_strength, generator)
     else:
         order = generator.permutation(len(data.labels))
+    mirrored = mirrored_in(epoch, len(data.labels), seed)
     sizes = batch_sizes(len(order), batch_size)
     require_parts(sizes, ranks)
     if isinstance(data, StreamedSplit):
-        yield from _streamed(data, policy, order, sizes, shared=generator, seed=seed_of(seed, epoch, 1), ranks=ranks)
+        own_seed = seed_of(seed, epoch, 1)
+        yield from _streamed(data, policy, order, sizes, shared=generator, seed=own_seed, ranks=ranks, mirrored=mirrored)
         return
     generator = np.random.default_rng(seed_of(seed, epoch, 1))
     height, width = data.images.shape[1:3]
@@ -120,6 +122,7 @@ def train_batches(
         indices, start = order[start : start + size], start + size
         # What happens to an image is drawn for the whole batch by every process, so that it depends on no other's part.
         drawn = draw_changes(size, policy, generator)
+        alternate(drawn, policy, mirrored[indices])
         rows = np.arange(size)[ranks.part(size)]
         labels = torch.from_numpy(data.labels[indices])
         if not policy.mixes:
@@ -144,6 +147,7 @@ def _streamed(
     shared: np.random.Generator,
     seed: int,
     ranks: Ranks,
+    mirrored: npt.NDArray[np.bool_],
 ) -> Iterator[Batch]:
     """One process's batches of streamed images; `shared` draws the same in all processes."""
     own = np.random.default_rng([seed, ranks.rank])
@@ -155,12 +159,21 @@ def _streamed(
     for pixels in stream(data, part, spread[ranks.rank].tolist()):
         chosen = part.images[place : place + len(pixels)]
         place += len(pixels)
-        images, labels = augment_batch(torch.from_numpy(pixels), policy, own), torch.from_numpy(data.labels[chosen])
+        drawn = draw_changes(len(chosen), policy, own)
+        alternate(drawn, policy, mirrored[chosen])
+        images = change_images(torch.from_numpy(pixels), policy, drawn)
+        labels = torch.from_numpy(data.labels[chosen])
         if policy.mixes:
             mixed = mix_batch(images, policy, own)
             yield Batch(mixed.images, labels, labels[mixed.partners], mixed.shares)
         else:
             yield Batch(images, labels)
+
+
+def mirrored_in(epoch: int, images: int, seed: int) -> npt.NDArray[np.bool_]:
+    """Whom an alternating flip mirrors in an epoch [images]: about half, drawn by the seed; in the next, the others."""
+    first = np.random.default_rng(seed_of(seed, 0, 4)).random(images) < 0.5
+    return first if epoch % 2 else ~first
 
 
 def require_parts(sizes: list[int], ranks: Ranks) -> None:

@@ -66,6 +66,7 @@ def test_every_change_has_ends_that_pin_its_own_columns() -> None:
 def test_words() -> None:
     policy = AugmentPolicy(horizontal_flip=True, rotation_degrees=12, automatic="randaugment", cutmix=1.0)
     assert policy.words() == "horizontal_flip, rotation_degrees 12, randaugment 2 x 9, cutmix 1, padding edge"
+    assert AugmentPolicy(horizontal_flip="alternating").words() == "horizontal_flip alternating"
 
 
 @pytest.mark.parametrize(

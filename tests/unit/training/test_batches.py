@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.unit.training import worlds
+from visionloop.data.augmentation import alternate, columns, draw_changes
 from visionloop.data.packing import PackedSplit
 from visionloop.data.policy import AugmentPolicy
 from visionloop.training.batches import Batch, plain_batches, to_device, train_batches
@@ -49,6 +50,38 @@ def test_the_sampler_gives_each_class_its_share_and_the_same_each_time() -> None
     assert np.array_equal(shown(first), shown(again))
     assert not np.array_equal(shown(first), shown(next_epoch))
     assert np.bincount(shown(first), minlength=100)[90:].tolist() == [5] * 10
+
+
+def mirrored(batches: list[Batch]) -> dict[int, bool]:
+    """By an image's number, which its red channel has everywhere, whether its bright column stands on the right."""
+    images = torch.cat([batch.images for batch in batches])
+    return {int(image[0, 0, 0]): bool(image[0, -1, 1] == 255) for image in images}
+
+
+def test_an_alternating_flip_mirrors_half_and_in_the_next_epoch_the_other_half() -> None:
+    data = uneven()
+    data.images[:, :, :, 1] = 0
+    data.images[:, :, 0, 1] = 255
+    policy: dict[str, Any] = {"horizontal_flip": "alternating"}
+    first, second, third = (mirrored(epoch(data, number=number, **policy)) for number in (1, 2, 3))
+    assert 35 <= sum(first.values()) <= 65
+    assert second == {number: not turned for number, turned in first.items()}
+    assert third == first == mirrored(epoch(data, number=1, **policy))
+    other = mirrored(epoch(data, seed=1, **policy))
+    assert 30 <= sum(other[number] == first[number] for number in range(100)) <= 70
+
+
+def test_an_alternating_flip_leaves_the_other_draws_as_they_are() -> None:
+    plain = AugmentPolicy(horizontal_flip=True, crop_padding_pixels=2)
+    drawn = draw_changes(50, plain, np.random.default_rng(0))
+    before = drawn.copy()
+    alternate(drawn, plain, np.ones(50, dtype=bool))
+    assert np.array_equal(drawn, before)
+    policy = plain.model_copy(update={"horizontal_flip": "alternating"})
+    alternate(drawn, policy, np.arange(50) < 20)
+    assert (drawn[:, columns(policy).index("mirrored")] < 0.5).tolist() == [True] * 20 + [False] * 30
+    drawn[:, columns(policy).index("mirrored")] = before[:, columns(policy).index("mirrored")]
+    assert np.array_equal(drawn, before)
 
 
 def test_variants_are_already_in_the_arrays() -> None:
