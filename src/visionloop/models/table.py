@@ -68,17 +68,30 @@ def build(
 
 
 def check_buildable(
-    architecture: str, image_size: tuple[int, int], options: Mapping[str, Option], *, freeze: str = "none"
+    architecture: str,
+    image_size: tuple[int, int],
+    options: Mapping[str, Option],
+    *,
+    freeze: str = "none",
+    weights: str | None = None,
+    weights_sha256: str | None = None,
 ) -> None:
     """Build the network without memory for its weights, so that a wrong name, option or size is known before any training.
 
+    Of `weights`, a file is read and its hash compared; nothing is downloaded.
+
     Raises:
         ConfigError: see `build`; or `freeze` is "norms" and the network has none that could be.
+        ArtifactError: the file of weights is missing or another one.
     """
     with torch.device("meta"):
         built = build(architecture, num_classes=2, image_size=image_size, mean=(0.5,) * 3, std=(0.25,) * 3, options=options)
     if freeze == "norms":
         check_norms(architecture, built.network)
+    if weights is not None:
+        from visionloop.models.weights import check_weights
+
+        check_weights(architecture, built.network, weights, weights_sha256)
 
 
 def load_model(folder: Path) -> tuple[Classifier, ModelCard]:

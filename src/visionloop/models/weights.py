@@ -102,9 +102,21 @@ def _read(path: Path, sha256: str | None) -> dict[str, Tensor]:
     return {str(key): tensor for key, tensor in value.items() if isinstance(tensor, Tensor)}
 
 
-def _download(architecture: str, network: Network) -> dict[str, Tensor]:
-    if not isinstance(network, TorchvisionNetwork):
+def check_weights(architecture: str, network: Network, weights: str, sha256: str | None) -> None:
+    """See that `weights` are there, without loading or downloading them.
+
+    Raises:
+        ConfigError: torchvision has no weights for this architecture.
+        ArtifactError: see `read_file`.
+    """
+    if weights != TORCHVISION:
+        read_file(Path(weights), sha256)
+    elif not isinstance(network, TorchvisionNetwork):
         raise ConfigError(f"torchvision has no weights for {architecture}; set its weights to null or to a local file.")
+
+
+def _download(architecture: str, network: Network) -> dict[str, Tensor]:
+    check_weights(architecture, network, TORCHVISION, None)
     weights = torchvision.models.get_model_weights(architecture).DEFAULT
     try:
         state: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)

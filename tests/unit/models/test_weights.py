@@ -11,7 +11,7 @@ import torch
 import torchvision
 
 from visionloop.errors import ArtifactError, ConfigError
-from visionloop.models import Classifier, build
+from visionloop.models import Classifier, build, check_buildable
 
 
 def make(name: str, weights: str | None, *, classes: int = 5, size: int = 32) -> Classifier:
@@ -101,3 +101,14 @@ def test_a_file_with_another_hash_than_the_one_named_is_not_read(tmp_path: Path)
     assert len(model.weight_notes) == 1
     with pytest.raises(ArtifactError, match=f"own.pt has the sha256 {right}, and weights_sha256 names {'0' * 64}; fetch"):
         build("small_resnet", **options, weights=str(file), weights_sha256="0" * 64)  # type: ignore[arg-type]
+
+
+def test_weights_that_are_not_there_are_known_before_any_training(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="torchvision has no weights for small_vit"):
+        check_buildable("small_vit", (32, 32), {}, weights="torchvision")
+    check_buildable("resnet18", (32, 32), {}, weights="torchvision")
+    with pytest.raises(ArtifactError, match=r"absent\.pt does not exist"):
+        check_buildable("resnet18", (32, 32), {}, weights=str(tmp_path / "absent.pt"))
+    (tmp_path / "other.pt").write_bytes(b"another")
+    with pytest.raises(ArtifactError, match="and weights_sha256 names 111"):
+        check_buildable("resnet18", (32, 32), {}, weights=str(tmp_path / "other.pt"), weights_sha256="1" * 64)
