@@ -18,7 +18,7 @@ from visionloop.errors import PipelineError
 from visionloop.preprocess import encode_png
 
 ROOT = Path(__file__).parents[3]
-VERBS = ("doctor", "run", "predict", "serve", "up", "monitor", "simulate", "status")
+VERBS = ("doctor", "find-rate", "run", "predict", "serve", "up", "monitor", "simulate", "status")
 
 
 @pytest.fixture
@@ -109,3 +109,11 @@ def test_status_tells_the_rest_where_dvc_cannot_be_asked(project: Path) -> None:
     assert lines[1].startswith("model      version 1,")
     assert "decision   none yet" in lines
     assert json.loads(call(project, "status", "--json").stdout)["stale_stages"] is None
+
+
+def test_find_rate_takes_a_family_and_wants_packed_images(project: Path) -> None:
+    done = call(project, "find-rate", "vti")
+    assert (done.returncode, done.stderr) == (1, "find-rate takes the family cnn or vit, got 'vti'.\n")
+    done = call(project, "find-rate", "vit")
+    assert done.returncode == 1
+    assert done.stderr.endswith("run `dvc repro augment`.\n")
