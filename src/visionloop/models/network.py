@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -80,6 +81,25 @@ def tokens_as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *grid)
 
 
+def with_mirror_images(images: Tensor) -> Tensor:
+    """Images [N, 3, H, W] and after them their mirror images, [2 N, 3, H, W]."""
+    return torch.cat([images, images.flip(3)])
+
+
+def mean_of_views(embedding: Tensor, count: int) -> Tensor:
+    """The means [N, D] of embeddings [2 N, D] of `count` images and of their mirror images.
+
+    A linear head makes the mean logits of them.
+    """
+    return (embedding[:count] + embedding[count:]) / 2
+
+
+def both_views(maps: Tensor) -> Tensor:
+    """The maps [2 N, C, h, w] of N images and of their mirror images as [N, C, h, w], each place with its mirrored one."""
+    plain, mirrored = maps.chunk(2)
+    return (plain + mirrored.flip(3)) / 2
+
+
 def check_norms(architecture: str, network: nn.Module) -> None:
     """Refuse to freeze the norms of a network where none keeps statistics.
 
@@ -122,6 +142,14 @@ def chosen(architecture: str, options: Mapping[str, Option], name: str, known: I
     if value not in words:
         raise ConfigError(f"{architecture}: option '{name}' is {value!r}; it must be one of {', '.join(words)}.")
     return str(value)
+
+
+def yes_or_no(architecture: str, options: Mapping[str, Option], name: str) -> bool:
+    """An option as true or false, false unless set. Raises ConfigError."""
+    value = options.get(name, False)
+    if not isinstance(value, bool):
+        raise ConfigError(f"{architecture}: option '{name}' is {value!r}; it must be true or false.")
+    return value
 
 
 def number(

@@ -18,14 +18,18 @@ from visionloop.models.network import (
     GradcamLayer,
     Network,
     Option,
+    both_views,
+    mean_of_views,
     number,
     refuse_unknown,
     same,
     whole_number,
+    with_mirror_images,
+    yes_or_no,
 )
 
 NAME = "small_resnet"
-OPTIONS = ("width", "blocks", "stages", "stem_stride", "dropout", *CHOICES)
+OPTIONS = ("width", "blocks", "stages", "stem_stride", "dropout", "flip_average", *CHOICES)
 
 
 class SmallResNet(Network):
@@ -43,10 +47,12 @@ class SmallResNet(Network):
         stages: int,
         stem_stride: int,
         dropout: float,
+        flip_average: bool,
         activation: Callable[[], nn.Module],
         initialisation: str | None,
     ) -> None:
         super().__init__()
+        self.flip_average = flip_average
         self.stem = nn.Conv2d(3, width, 3, stem_stride, 1, bias=False)
         layers: list[nn.Module] = []
         channels = width
@@ -69,13 +75,17 @@ class SmallResNet(Network):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images float [N, 3, H, W] to float [N, D]."""
+        """Images float [N, 3, H, W] to float [N, D]; in eval mode, where `flip_average` is set, the mean of both views."""
+        both = self.flip_average and not self.training
+        count = images.shape[0]  # `len` would fix the batch of an exported graph
+        if both:
+            images = with_mirror_images(images)
         pooled: Tensor = self.dropout(self.last(self.stages(self.stem(images))).mean((2, 3)))
-        return pooled
+        return mean_of_views(pooled, count) if both else pooled
 
     def gradcam_layer(self) -> GradcamLayer:
         """The last block of the deepest stage whose map is large enough, else of the first stage."""
-        return GradcamLayer(self.stages[self._gradcam_block], same)
+        return GradcamLayer(self.stages[self._gradcam_block], both_views if self.flip_average else same)
 
 
 class _Block(nn.Module):
@@ -99,6 +109,7 @@ class _Block(nn.Module):
 
 def build(num_classes: int, image_size: tuple[int, int], options: Mapping[str, Option]) -> SmallResNet:
     """Build from `options`: `width` (channels of the first stage), `blocks` (a stage), `stages`, `stem_stride`, `dropout`,
+    `flip_average` (answers in use are the mean over the image and its mirror image, at twice the work),
     `activation` (ReLU unless named) and `initialisation` (see `choices.initialise`; unless named, He's normal by fan_out).
 
     `stem_stride` 0 means 1 below 48 pixels, 2 below 128, else 4, so that the first stage, which costs most, works on at
@@ -127,6 +138,7 @@ def build(num_classes: int, image_size: tuple[int, int], options: Mapping[str, O
         stages=stages,
         stem_stride=stride,
         dropout=number(NAME, options, "dropout", default=0.0, low=0.0, below=1.0),
+        flip_average=yes_or_no(NAME, options, "flip_average"),
         activation=activation(NAME, options, default="relu"),
         initialisation=initialisation(NAME, options),
     )

@@ -21,16 +21,21 @@ from visionloop.models.network import (
     GradcamLayer,
     Network,
     Option,
+    both_views,
     chosen,
+    mean_of_views,
     number,
     refuse_unknown,
     tokens_as_map,
     whole_number,
+    with_mirror_images,
+    yes_or_no,
 )
 
 NAME = "small_vit"
 OPTIONS = (
-    "patch", "width", "depth", "heads", "mlp_ratio", "dropout", "stem", "pooling", "stochastic_depth", *CHOICES,
+    "patch", "width", "depth", "heads", "mlp_ratio", "dropout", "stem", "pooling", "stochastic_depth", "flip_average",
+    *CHOICES,
 )  # fmt: skip
 STEMS = ("patch", "conv", "tokenizer")
 POOLINGS = ("mean", "sequence")
@@ -57,10 +62,12 @@ class SmallViT(Network):
         stem: str,
         pooling: str,
         stochastic_depth: float,
+        flip_average: bool,
         activation: Callable[[], nn.Module] | None,
         initialisation: str | None,
     ) -> None:
         super().__init__()
+        self.flip_average = flip_average
         self.grid = (image_size[0] // patch, image_size[1] // patch)
         makers = {"patch": _patch_stem, "conv": _conv_stem, "tokenizer": _tokenizer}
         self.stem = makers[stem](patch, width, activation or nn.ReLU)
@@ -92,20 +99,29 @@ class SmallViT(Network):
                 nn.init.zeros_(module.bias)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images float [N, 3, H, W] to float [N, D]."""
+        """Images float [N, 3, H, W] to float [N, D]; in eval mode, where `flip_average` is set, the mean of both views."""
+        both = self.flip_average and not self.training
+        count = images.shape[0]  # `len` would fix the batch of an exported graph
+        if both:
+            images = with_mirror_images(images)
         tokens = self.stem(images).flatten(2).transpose(1, 2) + self.positions
         tokens = self.norm(self.blocks(tokens))
         if self.weigh is None:
             pooled: Tensor = tokens.mean(1)
         else:
             pooled = (self.weigh(tokens).softmax(1).transpose(1, 2) @ tokens).squeeze(1)
-        return pooled
+        return mean_of_views(pooled, count) if both else pooled
 
     def gradcam_layer(self) -> GradcamLayer:
         """The first block's first norm: the patches before any attention has mixed them."""
         first = self.blocks[0]
         assert isinstance(first, _Block)
-        return GradcamLayer(first.norm1, lambda tokens: tokens_as_map(tokens, self.grid), places=(1,))
+
+        def to_map(tokens: Tensor) -> Tensor:
+            maps = tokens_as_map(tokens, self.grid)
+            return both_views(maps) if self.flip_average else maps
+
+        return GradcamLayer(first.norm1, to_map, places=(1,))
 
 
 class _Block(nn.Module):
@@ -213,7 +229,8 @@ def build(num_classes: int, image_size: tuple[int, int], options: Mapping[str, O
     The stem "patch" is one convolution with the patch as its stride. "conv" halves the image by overlapping convolutions of
     stride 2 down to the same grid, "tokenizer" by convolutions and poolings; both learn more from few images and want
     `patch` to be a power of two. The pooling "sequence" lets the network weigh the tokens, "mean" takes all alike.
-    `stochastic_depth` is the share of images for which the last block is left out in training; the first never is.
+    `stochastic_depth` is the share of images for which the last block is left out in training; the first never is. With
+    `flip_average`, answers in use are the mean over the image and its mirror image, at twice the work.
 
     Raises:
         ConfigError: an option is unknown or out of its range, or the image cannot be cut into such patches.
@@ -255,6 +272,7 @@ def build(num_classes: int, image_size: tuple[int, int], options: Mapping[str, O
         stem=stem,
         pooling=chosen(NAME, options, "pooling", POOLINGS, default="mean"),
         stochastic_depth=number(NAME, options, "stochastic_depth", default=0.0, low=0.0, below=1.0),
+        flip_average=yes_or_no(NAME, options, "flip_average"),
         activation=activation(NAME, options) if "activation" in options else None,
         initialisation=initialisation(NAME, options),
     )

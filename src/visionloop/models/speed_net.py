@@ -22,10 +22,12 @@ from visionloop.models.network import (
     GradcamLayer,
     Network,
     Option,
+    both_views,
     number,
     refuse_unknown,
     same,
     whole_number,
+    yes_or_no,
 )
 
 NAME = "speed_net"
@@ -131,7 +133,7 @@ class SpeedNet(Network):
 
     def gradcam_layer(self) -> GradcamLayer:
         """The deepest group whose map is large enough, else the first."""
-        return GradcamLayer(self.groups[self._gradcam_group], _both_views if self.flip_average else same)
+        return GradcamLayer(self.groups[self._gradcam_group], both_views if self.flip_average else same)
 
 
 class Group(nn.Module):
@@ -169,12 +171,6 @@ def _norm(channels: int) -> nn.BatchNorm2d:
     return norm
 
 
-def _both_views(maps: Tensor) -> Tensor:
-    """The maps [2 N, C, h, w] of N images and of their mirror images as [N, C, h, w], each place with its mirrored one."""
-    plain, mirrored = maps.chunk(2)
-    return (plain + mirrored.flip(3)) / 2
-
-
 def build(num_classes: int, image_size: tuple[int, int], options: Mapping[str, Option]) -> SpeedNet:
     """Build from `options`: `width`, `width2`, `width3` (channels of the groups), `convolutions` (2 or 3 a group),
     `flip_average`, and `bias_rate` and `head_rate` (times the learning rate of the filters).
@@ -191,9 +187,6 @@ def build(num_classes: int, image_size: tuple[int, int], options: Mapping[str, O
             f"{NAME}: three halvings need images of at least {LEAST_SIDE} pixels, got {side}; raise preprocess.height and "
             "preprocess.width, or take small_resnet."
         )
-    flip_average = options.get("flip_average", False)
-    if not isinstance(flip_average, bool):
-        raise ConfigError(f"{NAME}: option 'flip_average' is {flip_average!r}; it must be true or false.")
     width = whole_number(NAME, options, "width", default=64, low=24, high=1024)
     width2 = whole_number(NAME, options, "width2", default=4 * width, low=24, high=4096)
     return SpeedNet(
@@ -201,7 +194,7 @@ def build(num_classes: int, image_size: tuple[int, int], options: Mapping[str, O
         image_side=side,
         widths=(width, width2, whole_number(NAME, options, "width3", default=width2, low=24, high=4096)),
         convolutions=whole_number(NAME, options, "convolutions", default=2, low=2, high=3),
-        flip_average=flip_average,
+        flip_average=yes_or_no(NAME, options, "flip_average"),
         bias_rate=number(NAME, options, "bias_rate", default=64.0, low=0.0, below=1e5),
         head_rate=number(NAME, options, "head_rate", default=1.0, low=0.0, below=1e5),
     )

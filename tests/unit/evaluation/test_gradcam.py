@@ -51,7 +51,10 @@ def trained(architecture: str, options: dict[str, Option]) -> Classifier:
         ("small_resnet", {"width": 8}),
         ("small_vit", {"width": 32, "depth": 2, "patch": 4}),
         ("small_vit", {"width": 32, "stem": "conv"}),
-        ("small_vit", {"patch": 2, "width": 32, "depth": 2, "stem": "tokenizer", "pooling": "sequence"}),
+        (
+            "small_vit",
+            {"patch": 2, "width": 32, "depth": 2, "stem": "tokenizer", "pooling": "sequence", "flip_average": True},
+        ),
     ],
 )
 def test_the_map_lies_where_the_evidence_is(architecture: str, options: dict[str, Option]) -> None:

@@ -89,10 +89,16 @@ def test_the_compact_form_is_exported_and_quantized_and_still_answers_alike() ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = models.build(
-            "small_vit", num_classes=10, image_size=(16, 16), mean=data.mean, std=data.std, options=COMPACT
+            "small_vit",
+            num_classes=10,
+            image_size=(16, 16),
+            mean=data.mean,
+            std=data.std,
+            options={**COMPACT, "flip_average": True},
         ).eval()
     card = ModelCard(
-        family="vit", architecture="small_vit", architecture_options=dict(COMPACT), labels=tuple("0123456789"),
+        family="vit", architecture="small_vit", architecture_options={**COMPACT, "flip_average": True},
+        labels=tuple("0123456789"),
         preprocess=PreprocessSpec(16, 16), mean=data.mean, std=data.std, embedding_size=32, precision="fp32", parameters=1,
     )  # fmt: skip
     shown = data.images[TEST][:40]
@@ -106,3 +112,29 @@ def test_the_compact_form_is_exported_and_quantized_and_still_answers_alike() ->
     after, _ = OnnxModel(int8, threads=1).run(shown)
     # As in the tests of quantization: a few per cent of the logits' spread for each of a few layers.
     assert float(abs(after - logits).max()) < 0.35 * float(logits.std())
+
+
+@pytest.mark.parametrize("architecture", ["small_vit", "small_resnet"])
+def test_with_flip_average_an_image_and_its_mirror_image_are_answered_alike_by_the_mean(architecture: str) -> None:
+    def make(flip_average: bool) -> models.Classifier:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return models.build(
+                architecture, num_classes=5, image_size=(16, 16), mean=(0.5,) * 3, std=(0.25,) * 3,
+                options={"width": 16, "flip_average": flip_average},
+            )  # fmt: skip
+
+    pixels = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    plain, averaged = make(False).eval(), make(True).eval()
+    with torch.inference_mode():
+        by_hand = (plain(pixels)[0] + plain(pixels.flip(2))[0]) / 2
+        assert torch.allclose(averaged(pixels)[0], by_hand, atol=1e-5)
+        assert torch.allclose(averaged(pixels.flip(2))[0], by_hand, atol=1e-5)
+    maps: list[torch.Tensor] = []
+    layer = averaged.gradcam_layer()
+    layer.module.register_forward_hook(lambda module, inputs, output: maps.append(layer.to_map(output)))
+    averaged(pixels)
+    assert maps[0].shape[0] == 4
+    averaged.train()  # training sees one view
+    torch.manual_seed(0)
+    assert torch.equal(averaged(pixels)[0], plain.train()(pixels)[0])

@@ -72,6 +72,7 @@ def test_normalisation_is_inside_and_a_flat_channel_stays_finite() -> None:
         ("small_vit", (16, 16), {"stem": "deep"}, "it must be one of patch, conv, tokenizer."),
         ("small_vit", (16, 16), {"stem": "tokenizer", "patch": 1}, "make 'patch' 2 or more"),
         ("small_vit", (16, 16), {"pooling": "max"}, "it must be one of mean, sequence."),
+        ("small_vit", (16, 16), {"flip_average": 1}, "it must be true or false"),
         ("small_vit", (16, 16), {"stochastic_depth": 1}, "it must be a number from 0 to below 1"),
         ("small_vit", (18, 18), {"stem": "conv", "patch": 6}, "make 'patch' 6 a power of two"),
         ("small_vit", (512, 512), {"patch": 4}, "use a larger 'patch'"),
