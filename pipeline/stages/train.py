@@ -52,6 +52,8 @@ def main() -> None:
         )
         live.summary = {
             "val_accuracy": round(result.best.val_accuracy, 4),
+            "val_balanced_accuracy": round(result.best.val_balanced_accuracy, 4),
+            "val_macro_f1": round(result.best.val_macro_f1, 4),
             "val_loss": round(result.best.val_loss, 4),
             "train_loss": round(result.best.train_loss, 4),
             "best_epoch": result.best.epoch,
@@ -92,12 +94,21 @@ def _log(live: Live, family: str, record: EpochRecord) -> None:
         "train_loss": record.train_loss,
         "val_loss": record.val_loss,
         "val_accuracy": record.val_accuracy,
+        "val_balanced_accuracy": record.val_balanced_accuracy,
+        "val_macro_f1": record.val_macro_f1,
         "learning_rate": record.learning_rate,
+        # Of this run of the program only: an epoch that is told again from the checkpoint has none.
+        **(record.use.values() if record.use else {}),
     }
     live.step = record.epoch
     for name, value in values.items():
         live.log_metric(name, float(f"{value:.4g}"))
-    speed = "restored" if record.restored else f"{record.images_per_second:,.0f} images/s, {record.seconds_left:.0f} s left"
+    speed = "restored"
+    if record.use:
+        speed = (
+            f"{record.use.images_per_second:,.0f} images/s, {record.use.waiting_share:.0%} waiting for data, "
+            f"{record.seconds_left:.0f} s left"
+        )
     _say(
         f"{family} epoch {record.epoch}/{record.epochs}: loss {record.train_loss:.4f}, "
         f"validation {record.val_accuracy:.2%} (loss {record.val_loss:.4f}), {speed}"

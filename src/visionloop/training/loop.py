@@ -1,40 +1,52 @@
 """The training loop: epochs of steps, a validation after each, the best weights kept, a checkpoint to go on from.
 
-The CUDA path (pinned copies ahead of the steps, no waiting for the device but to check the loss) has not run on a GPU yet.
-Does not cover: several devices or machines.
+An update is one change of the weights; it takes `accumulate` batches, and with free adversarial training a batch is used
+for several updates. The CUDA path (pinned copies ahead of the steps, no waiting for the device but to check the loss) has
+not run on a GPU yet.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from visionloop import __version__
 from visionloop.config import FamilyParams, TrainParams
 from visionloop.data.packing import PackedMeta, PackedSplit
-from visionloop.errors import ConfigError, DataError, TrainingError
+from visionloop.errors import ConfigError, DataError
 from visionloop.files import sha256_file
 from visionloop.models import Classifier, Family, build
 from visionloop.models.devices import choose_device
-from visionloop.training.batches import Batch, count, plain_batches, seed_of, to_device, train_batches
+from visionloop.progress import SECONDS_BETWEEN_LINES, line
+from visionloop.training.adversarial import Adversary
+from visionloop.training.bad_batch import LossGuard
+from visionloop.training.batches import Batch, batch_sizes, plain_batches, seed_of, to_device, train_batches
 from visionloop.training.checkpoint import Checkpoints
+from visionloop.training.distillation import load_teacher, teacher_id
+from visionloop.training.distributed import Ranks
+from visionloop.training.ema import Ema
+from visionloop.training.execution import Execution, measure_execution
 from visionloop.training.freezing import apply_freeze
+from visionloop.training.losses import Loss
+from visionloop.training.monitor import Monitor, Use
 from visionloop.training.optimizers import Optimizer
-from visionloop.training.precision import Precision, autocast, measure_precision
 from visionloop.training.schedules import Schedule
+from visionloop.training.validation import Scores, scores, tally
 
-# Steps between two looks at the losses; on a GPU each look waits for the steps before it.
-_LOSS_CHECK_STEPS = 32
+# Training images that a network may look at before its first update (`Network.prepare`).
+_PREPARE_IMAGES = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,23 +55,33 @@ class EpochRecord:
 
     epoch: int  # from 1
     epochs: int
-    learning_rate: float  # of the last step
+    learning_rate: float  # of the last update
     train_loss: float  # mean over the epoch's images, augmented, mixed, with label smoothing: never 0 where labels are soft
     val_loss: float  # mean cross-entropy over the validation images, without smoothing
     val_accuracy: float
-    images_per_second: float = 0.0  # of the training steps; not part of the history
+    val_balanced_accuracy: float
+    val_macro_f1: float
+    # What follows differs from run to run and is not part of the history.
     seconds_left: float = 0.0  # if every epoch is still to come
+    use: Use | None = None  # of this process; None where `restored`
     restored: bool = False  # told again from the checkpoint
+
+    def val(self, metric: str) -> float:
+        """The validation score that `train.metric` names."""
+        return float(getattr(self, f"val_{metric}"))
+
+
+_HISTORY = tuple(item.name for item in fields(EpochRecord) if item.name not in ("seconds_left", "use", "restored"))
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The trained model, with the weights of its best epoch, on the CPU and in eval mode."""
+    """The trained model, on the CPU and in eval mode."""
 
     classifier: Classifier
-    best: EpochRecord
+    best: EpochRecord  # the epoch whose weights these are; with `train.keep: last` the last one
     history: tuple[EpochRecord, ...]
-    precision: Precision
+    execution: Execution
     resumed_after: int  # epochs that an earlier, interrupted run had done
     notes: tuple[str, ...]  # what was chosen on the way, in sentences
 
@@ -72,38 +94,45 @@ def train(
     params: TrainParams,
     *,
     resume: Path,
+    ranks: Ranks | None = None,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> TrainResult:
-    """Train the architecture of `params` for `family` and keep the weights of the best epoch.
+    """Train the architecture of `params` for `family` and keep the weights of its best or its last epoch.
 
-    Best is the highest validation accuracy, among equals the lowest validation loss, among these the first. The state
-    after an epoch is saved in `resume`; a run that finds it there goes on from it, and on the CPU ends with the same bits as
-    one that was never interrupted. `on_epoch` is called for every epoch, restored ones first. The caller clears `resume`
-    with `clear_resume` once it has stored the result.
+    Best is the best `train.metric` on the validation images, among equals the lowest validation loss, among these the
+    first. The state after an epoch is saved in `resume`; a run that finds it there goes on from it, and on the CPU ends
+    with the same bits as one that was never interrupted. `on_epoch` is called for every epoch, restored ones first. The
+    caller clears `resume` with `clear_resume` once it has stored the result.
+
+    With `ranks`, each of several processes calls this with the same arguments; all get the same result, and only the first
+    saves, and calls `on_epoch` and `say`.
 
     Raises:
         ConfigError: see `visionloop.models.build`; or the architecture is of the other family.
-        DataError: a side has no image.
+        DataError: a side has no image, or fewer than a batch needs.
         TrainingError: the loss is not finite; or the device is not there.
     """
-    _check_data(train_data, val_data)
-    device = choose_device(params.device)
+    name = fingerprint(family, meta, params)
     settings, params = params.family(family), params.of(family)
+    _check_data(train_data, val_data)
+    ranks = ranks or Ranks.single(choose_device(params.device))
+    if not ranks.main:
+        say, on_epoch = (lambda sentence: None), (lambda record: None)
+    device = ranks.device
     # Seeding torch's global generator is how initial weights and dropout are drawn; the caller's is put back afterwards.
-    with torch.random.fork_rng(devices=[0] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed_of(params.seed, 0, 2))
-        classifier = build(
+        make = partial(
+            build,
             settings.architecture,
             num_classes=len(meta.labels),
             image_size=(meta.preprocess.height, meta.preprocess.width),
             mean=meta.mean,
             std=meta.std,
             options=settings.options,
-            weights=settings.weights,
-            weights_sha256=settings.weights_sha256,
         )
-        apply_freeze(classifier, settings)
+        classifier = make(weights=settings.weights, weights_sha256=settings.weights_sha256)
         if classifier.family != family:
             raise ConfigError(
                 f"train.{family}.architecture is '{settings.architecture}', which is of the family '{classifier.family}'; "
@@ -111,23 +140,25 @@ def train(
             )
         for note in classifier.weight_notes:
             say(note[0].upper() + note[1:] + ".")
+        apply_freeze(classifier, settings)
         run = _Run(
             family=family,
-            model=classifier.to(device).to(memory_format=torch.channels_last),
+            model=classifier.to(device),
             train_data=train_data,
             val_data=val_data,
             meta=meta,
+            settings=settings,
             params=params,
-            device=device,
+            ranks=ranks,
+            resume=resume,
+            say=say,
         )
-        return run.until_done(Checkpoints(resume, fingerprint(family, meta, params)), on_epoch, say)
-
-
-def training_loss(logits: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
-    """Mean cross-entropy of logits [N, K] against the batch's labels, which for mixed images are two with shares."""
-    if batch.partners is None:
-        return F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
-    return batch.loss(lambda labels: F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none"))
+        resumed_after = run.until_done(Checkpoints(resume, name), on_epoch)
+        best, weights = run.result()
+        # A fresh one: what was trained may be compiled, laid out otherwise or spread over processes.
+        classifier = make(weights=None)
+        classifier.load_state_dict(weights)
+    return TrainResult(classifier.eval(), best, tuple(run.history), run.execution, resumed_after, tuple(run.notes))
 
 
 def clear_resume(resume: Path) -> None:
@@ -141,9 +172,10 @@ def fingerprint(family: Family, meta: PackedMeta, params: TrainParams) -> str:
     weights = Path(settings.weights) if settings.weights else None
     value = {
         "meta": meta.model_dump(mode="json"),
-        "family": settings.model_dump(mode="json"),
+        "family": {"name": family, **settings.model_dump(mode="json", exclude={"override"})},
         "params": params.model_dump(mode="json", exclude={"cnn", "vit"}),
         "weights": sha256_file(weights) if weights and weights.is_file() else "",
+        "teacher": teacher_id(settings),
         "versions": [__version__, torch.__version__],
     }
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
@@ -160,123 +192,239 @@ class _Run:
         train_data: PackedSplit,
         val_data: PackedSplit,
         meta: PackedMeta,
+        settings: FamilyParams,
         params: TrainParams,
-        device: torch.device,
+        ranks: Ranks,
+        resume: Path,
+        say: Callable[[str], None],
     ) -> None:
-        self.settings: FamilyParams = params.family(family)
+        self.family, self.settings, self.params, self.meta = family, settings, params, meta
+        self.train_data, self.val_data = train_data, val_data
+        self.ranks, self.device, self.say = ranks, ranks.device, say
         self.model = model
-        self.train_data, self.val_data, self.meta, self.params, self.device = train_data, val_data, meta, params, device
-        self.optimizer = Optimizer(model, params, self.settings, steps_images=params.batch_size)
-        self.steps = count(len(train_data.labels), params.batch_size)
-        self.schedule = Schedule(params, self.steps)
-        self.precision: Precision = "fp32" if params.precision == "auto" else params.precision
+        self.notes: list[str] = [note + "." for note in model.weight_notes]
+        self.teacher = load_teacher(settings, meta)
+        if self.teacher is not None:
+            self.teacher.to(self.device)
+        classes = np.bincount(train_data.labels, minlength=len(meta.labels))
+        self.loss = Loss(params, torch.from_numpy(classes), self.device)
+        self.adversary = Adversary(params) if params.adversarial != "none" else None
+        self.sizes = batch_sizes(len(train_data.labels), params.batch_size)
+        replays = self.adversary.replays if self.adversary else 1
+        self.updates = -(-len(self.sizes) // params.accumulate) * replays  # of an epoch
+        self.steps = len(self.sizes) * replays  # passes of an epoch, forward and back
+        self.guard = LossGuard(model, resume, self.device)
+        self.monitor = Monitor(self.device)
         self.history: list[EpochRecord] = []
         self.best: EpochRecord | None = None
-        self.best_weights: dict[str, Tensor] = {}
-        self.notes: list[str] = [note + "." for note in model.weight_notes]
+        self.kept: dict[str, Tensor] = {}
 
-    def until_done(
-        self, checkpoints: Checkpoints, on_epoch: Callable[[EpochRecord], None], say: Callable[[str], None]
-    ) -> TrainResult:
-        state, sentence = checkpoints.restore()
-        if sentence:
-            say(sentence)
-        if state is not None:
+    def until_done(self, checkpoints: Checkpoints, on_epoch: Callable[[EpochRecord], None]) -> int:
+        """Train to the end; how many epochs an earlier run had done."""
+        state = None
+        if self.ranks.main:
+            state, sentence = checkpoints.restore()
+            if sentence:
+                self.say(sentence)
+        state = self.ranks.broadcast(state)
+        if state is None:
+            if self.settings.weights is None:
+                self._prepare()
+            self._set_up(self._choose_execution())
+        else:
+            self._set_up(Execution.from_state(state["execution"]))
             self._restore(state)
             for record in self.history:
                 on_epoch(record)
-        elif self.params.precision == "auto":
-            self.precision, note = self._measure()
-            self.notes.append(note)
-            say(note)
         resumed_after = len(self.history)
         while len(self.history) < self.params.epochs and not self._stops_early():
             record = self._epoch(len(self.history) + 1)
-            if checkpoints.due():
+            if self.ranks.main and checkpoints.due():
                 checkpoints.save(record.epoch, self._state())
             on_epoch(record)
         if len(self.history) < self.params.epochs:
-            say(
+            self.say(
                 f"Stopped after epoch {len(self.history)}: none of the last {self.params.early_stopping_epochs} epochs was "
                 "better than the best."
             )
-        assert self.best is not None
-        self.model.load_state_dict(self.best_weights)
-        classifier = self.model.to("cpu").to(memory_format=torch.contiguous_format).eval()
-        return TrainResult(classifier, self.best, tuple(self.history), self.precision, resumed_after, tuple(self.notes))
+        return resumed_after
+
+    def result(self) -> tuple[EpochRecord, dict[str, Tensor]]:
+        """The epoch that `train.keep` names, and its weights on the CPU."""
+        if self.params.keep == "best":
+            assert self.best is not None
+            return self.best, self.kept
+        with self._averaged():
+            return self.history[-1], self._weights()
+
+    def _prepare(self) -> None:
+        """Let the network look at training images before its first update, the same ones for a seed."""
+        generator = np.random.default_rng(seed_of(self.params.seed, 0, 4))
+        chosen = np.sort(generator.permutation(len(self.train_data.labels))[:_PREPARE_IMAGES])
+        with torch.no_grad():
+            pixels = self.model.normalise(torch.from_numpy(self.train_data.images[chosen]).to(self.device))
+            self.model.network.prepare(pixels)
+        self.ranks.broadcast_model(self.model)
+
+    def _choose_execution(self) -> Execution:
+        chosen: dict[str, Any] | None = None
+        if self.ranks.main:
+            batch = next(self._batches(1)).each(lambda part: part.to(self.device))
+            execution, note = measure_execution(
+                self.model.train(), batch.images, batch.labels, self.params, steps=self.params.epochs * self.steps
+            )
+            chosen = {"execution": execution.state_dict(), "note": note}
+        chosen = self.ranks.broadcast(chosen)
+        assert chosen is not None
+        if chosen["note"]:
+            self.notes.append(chosen["note"])
+            self.say(chosen["note"])
+        return Execution.from_state(chosen["execution"])
+
+    def _set_up(self, execution: Execution) -> None:
+        """All that holds the model's parameters, once it is laid out for its steps."""
+        self.ranks.synchronize_norms(self.model)
+        self.execution = execution
+        self.forward = execution.prepare(self.model)
+        images = min(self.params.batch_size * self.params.accumulate, len(self.train_data.labels))
+        self.optimizer = Optimizer(self.model, self.params, self.settings, steps_images=images)
+        self.schedule = Schedule(self.params, self.updates)
+        self.ema = Ema(self.model, self.params.ema_decay) if self.params.ema_decay else None
+
+    def _batches(self, epoch: int) -> Iterator[Batch]:
+        return train_batches(
+            self.train_data,
+            self.meta.policy,
+            batch_size=self.params.batch_size,
+            seed=self.params.seed,
+            epoch=epoch,
+            ranks=self.ranks,
+        )
 
     def _epoch(self, epoch: int) -> EpochRecord:
         params = self.params
         # Dropout draws from the global generators: seeded by epoch, it draws the same after a resume.
-        torch.manual_seed(seed_of(params.seed, epoch, 3))
+        torch.manual_seed(self.ranks.own_seed(seed_of(params.seed, epoch, 3)))
         self.model.train()
-        batches = train_batches(
-            self.train_data, self.meta.policy, batch_size=params.batch_size, seed=params.seed, epoch=epoch
-        )
-        start = time.perf_counter()
-        losses: list[Tensor] = []
-        sizes: list[int] = []
-        learning_rate = 0.0
-        for step, batch in enumerate(to_device(batches, self.device)):
-            learning_rate = self._learning_rate(epoch, step)
-            losses.append(self._step(batch, learning_rate))
-            sizes.append(len(batch.labels))
-            if len(losses) % _LOSS_CHECK_STEPS == 0:
-                _check_finite(losses, epoch, self.steps)
-        _check_finite(losses, epoch, self.steps)
-        train_loss = float((torch.stack(losses).double().cpu() * torch.tensor(sizes)).sum() / sum(sizes))
-        train_seconds = time.perf_counter() - start
-        val_loss, val_accuracy = self._validate()
-        record = EpochRecord(epoch, params.epochs, learning_rate, train_loss, val_loss, val_accuracy)
+        self.guard.begin(epoch=epoch, steps=self.steps)
+        losses = torch.zeros((), dtype=torch.float64, device=self.device)  # summed over the images of this process
+        rate, updates, done, total = 0.0, 0, 0, sum(self.sizes)
+        start = said = time.monotonic()
+        group: list[Batch] = []
+        for number, batch in enumerate(self.monitor.batches(to_device(self._batches(epoch), self.device)), start=1):
+            group.append(batch)
+            if len(group) < params.accumulate and number < len(self.sizes):
+                continue
+            images = sum(self.sizes[number - len(group) : number])
+            for shown in self._versions(group, seed_of(params.seed, epoch, 1000 + number)):
+                rate = self.optimizer.peak * self.schedule.factor((epoch - 1) * self.updates + updates)
+                losses += self._update(group, shown, images, rate)
+                updates += 1
+            group = []
+            done += images
+            now = time.monotonic()
+            if now - said >= SECONDS_BETWEEN_LINES and done < total:
+                said = now
+                self.say(line(f"{self.family} epoch {epoch}/{params.epochs}", done, total, now - start))
+        self.guard.end()
+        replays = self.adversary.replays if self.adversary else 1
+        train_loss = float(self.ranks.sum(losses)) / (total * replays)
+        with self._averaged():
+            val = self._validate()
+            record = EpochRecord(
+                epoch=epoch,
+                epochs=params.epochs,
+                learning_rate=rate,
+                train_loss=train_loss,
+                val_loss=val.loss,
+                val_accuracy=val.accuracy,
+                val_balanced_accuracy=val.balanced_accuracy,
+                val_macro_f1=val.macro_f1,
+            )
+            if self._is_better(record):
+                self.best = record
+                self.kept = self._weights() if params.keep == "best" else {}
         self.history.append(record)
-        self.schedule.epoch_end(val_accuracy, higher_is_better=True)
-        if self.best is None or (val_accuracy, -val_loss) > (self.best.val_accuracy, -self.best.val_loss):
-            self.best = record
-            self.best_weights = {key: value.detach().cpu().clone() for key, value in self.model.state_dict().items()}
-        seconds = time.perf_counter() - start
-        return replace(
-            record,
-            images_per_second=len(self.train_data.labels) / train_seconds,
-            seconds_left=seconds * (params.epochs - epoch),
-        )
+        self.schedule.epoch_end(record.val(params.metric), higher_is_better=params.metric != "loss")
+        seconds = time.monotonic() - start
+        return replace(record, seconds_left=seconds * (params.epochs - epoch), use=self.monitor.use())
 
-    def _step(self, batch: Batch, learning_rate: float) -> Tensor:
-        with autocast(self.device, self.precision):
-            logits, _ = self.model(batch.images)
-        loss = training_loss(logits, batch, self.params.label_smoothing)
-        loss.backward()  # type: ignore[no-untyped-call]
+    def _versions(self, group: list[Batch], seed: int) -> Iterator[Sequence[Tensor]]:
+        """The images of each batch of a group, once for each update that they are good for: as they are, or attacked."""
+        if self.adversary is None:
+            yield [batch.images for batch in group]
+            return
+        generator = torch.Generator().manual_seed(self.ranks.own_seed(seed))
+        if self.params.adversarial == "free":
+            yield from zip(*(self.adversary.free_steps(batch.images, generator) for batch in group), strict=False)
+            return
+        attacked = []
+        for batch in group:
+
+            def objective(logits: Tensor, batch: Batch = batch) -> Tensor:
+                return self.loss(logits, batch)
+
+            with self.execution.autocast(self.device):
+                attacked.append(self.adversary.attack(self.model, batch.images, objective, generator))
+        yield attacked
+
+    def _update(self, group: list[Batch], shown: Sequence[Tensor], images: int, rate: float) -> Tensor:
+        """One change of the weights by batches, seen as `shown`, that hold `images` over all processes.
+
+        Returns the loss, summed over the images of this process.
+        """
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for batch, seen in zip(group, shown, strict=True):
+            logits, _ = self.forward(seen)
+            # A teacher sees the images before any attack.
+            with self.execution.autocast(self.device):
+                answers = None if self.teacher is None else self.teacher(batch.images).float()
+            loss = self.loss(logits, batch, answers)
+            self.guard.loss(batch._replace(images=seen.detach()), loss)
+            (loss * (len(batch.labels) / images)).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach().double() * len(batch.labels)
+        self.ranks.sum_gradients(self.model.parameters())
         if self.params.gradient_clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.params.gradient_clip_norm)
-        self.optimizer.step(learning_rate)
+            self.guard.gradient(clip_grad_norm_(self.model.parameters(), self.params.gradient_clip_norm))
+        self.optimizer.step(rate)
+        self.model.network.after_step()
         self.model.zero_grad(set_to_none=True)
-        return loss.detach()
+        if self.ema is not None:
+            self.ema.update()
+        return total
 
-    def _learning_rate(self, epoch: int, step: int) -> float:
-        return self.optimizer.peak * self.schedule.factor((epoch - 1) * self.steps + step)
-
-    def _validate(self) -> tuple[float, float]:
-        """Mean cross-entropy and accuracy on the validation images."""
+    def _validate(self) -> Scores:
         self.model.eval()
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        right = torch.zeros((), dtype=torch.int64, device=self.device)
-        with torch.inference_mode(), autocast(self.device, self.precision):
-            for batch in to_device(plain_batches(self.val_data, max(64, self.params.batch_size)), self.device):
-                logits, _ = self.model(batch.images)
-                loss += F.cross_entropy(logits, batch.labels, reduction="sum").double()
-                right += (logits.argmax(1) == batch.labels).sum()
-        total = len(self.val_data.labels)
-        mean = float(loss) / total
-        # A loss that overflows on one image must not make every comparison with the best false.
-        return (mean if math.isfinite(mean) else math.inf), int(right) / total
+        batches = plain_batches(self.val_data, max(64, self.params.batch_size), ranks=self.ranks)
+        tallied = tally(self.forward, to_device(batches, self.device), self.model.num_classes, self.device)
+        return scores(self.ranks.sum(tallied))
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The moving average of the weights in the model's place, where there is one."""
+        if self.ema is None:
+            yield
+            return
+        own = self._weights()
+        self.model.load_state_dict(self.ema.weights())
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(own)
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {key: value.detach().cpu().clone() for key, value in self.model.state_dict().items()}
+
+    def _is_better(self, record: EpochRecord) -> bool:
+        def worth(other: EpochRecord) -> tuple[float, float]:
+            value = other.val(self.params.metric)
+            return (-value if self.params.metric == "loss" else value), -other.val_loss
+
+        return self.best is None or worth(record) > worth(self.best)
 
     def _stops_early(self) -> bool:
         patience = self.params.early_stopping_epochs
         return bool(patience) and self.best is not None and len(self.history) - self.best.epoch >= patience
-
-    def _measure(self) -> tuple[Precision, str]:
-        batch = next(train_batches(self.train_data, self.meta.policy, batch_size=self.params.batch_size, seed=0, epoch=0))
-        batch = batch.each(lambda part: part.to(self.device))
-        return measure_precision(self.model.train(), batch.images, batch.labels)
 
     def _state(self) -> dict[str, Any]:
         assert self.best is not None
@@ -284,10 +432,11 @@ class _Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "best_weights": self.best_weights,
+            "ema": self.ema.state_dict() if self.ema is not None else {},
+            "kept": self.kept,
             "best_epoch": self.best.epoch,
-            "history": [asdict(record) for record in self.history],
-            "precision": self.precision,
+            "history": [{name: getattr(record, name) for name in _HISTORY} for record in self.history],
+            "execution": self.execution.state_dict(),
             "notes": self.notes,
         }
 
@@ -295,10 +444,11 @@ class _Run:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.history = [EpochRecord(**{**row, "restored": True}) for row in state["history"]]
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.history = [EpochRecord(**row, restored=True) for row in state["history"]]
         self.best = self.history[state["best_epoch"] - 1]
-        self.best_weights = dict(state["best_weights"])
-        self.precision = state["precision"]
+        self.kept = dict(state["kept"])
         self.notes = list(state["notes"])
 
 
@@ -309,13 +459,3 @@ def _check_data(train_data: PackedSplit, val_data: PackedSplit) -> None:
                 f"The {name} side has {len(data.labels)} images and needs at least {least}; "
                 "add images, or change the shares in the section split of params.yaml."
             )
-
-
-def _check_finite(losses: list[Tensor], epoch: int, steps: int) -> None:
-    finite = torch.isfinite(torch.stack(losses)).cpu()
-    if not bool(finite.all()):
-        step = int((~finite).nonzero()[0])
-        raise TrainingError(
-            f"The loss is {float(losses[step])} at step {step + 1} of {steps} in epoch {epoch}; lower the learning rate, or "
-            "set train.gradient_clip_norm (1.0 is usual). The checkpoint of the epoch before is kept."
-        )

@@ -8,6 +8,7 @@ import math
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from visionloop.data.policy import AugmentPolicy
 from visionloop.errors import ConfigError, DataError, TrainingError
 from visionloop.models import Family
 from visionloop.training import EpochRecord, TrainResult, clear_resume, train
+from visionloop.training.adversarial import accuracy_under_attack
+from visionloop.training.bad_batch import load_bad_batch
 
 
 def _load_worlds() -> ModuleType:
@@ -108,8 +111,95 @@ def test_both_optimizers_lower_the_loss(optimizer: str, tmp_path: Path) -> None:
 def test_bf16_learns_and_auto_says_what_it_measured(tmp_path: Path) -> None:
     assert run(tmp_path / "bf16", precision="bf16", epochs=10).best.val_accuracy >= 0.9
     auto = run(tmp_path / "auto", precision="auto", epochs=1)
-    assert auto.precision in ("fp32", "bf16")
-    assert "ms in fp32 and" in auto.notes[0]
+    assert auto.execution.precision in ("fp32", "bf16")
+    assert auto.notes[0].startswith("Steps run ")
+
+
+PLAIN_VIT = {"patch": 4, "width": 16, "depth": 1, "heads": 2, "dropout": 0.0}
+
+
+@pytest.mark.parametrize(("batch_size", "parts", "accumulate"), [(16, 8, 2), (96, 10, 100)], ids=["even", "uneven"])
+def test_gradients_of_several_batches_are_those_of_one(batch_size: int, parts: int, accumulate: int, tmp_path: Path) -> None:
+    """Without batch norms and chance, two batches of 8 added up are one of 16, and 10 of 9 or 10 are one of 96."""
+    common: dict[str, Any] = {"epochs": 3, "vit_options": PLAIN_VIT, "optimizer": "sgd", "policy": AugmentPolicy()}
+    one = run(tmp_path / "one", "vit", batch_size=batch_size, **common)
+    two = run(tmp_path / "two", "vit", batch_size=parts, accumulate=accumulate, **common)
+    for key, value in one.classifier.state_dict().items():
+        torch.testing.assert_close(value, two.classifier.state_dict()[key], atol=2e-5, rtol=1e-4)
+    assert one.history[-1].train_loss == pytest.approx(two.history[-1].train_loss, rel=1e-4)
+
+
+def test_the_last_epoch_is_kept_on_demand(tmp_path: Path) -> None:
+    last = run(tmp_path / "last", epochs=5, keep="last")
+    assert last.best.epoch == 5
+    whole = run(tmp_path / "whole", epochs=5, keep="best")
+    assert last.history == whole.history
+    best = max(whole.history, key=lambda record: (record.val_accuracy, -record.val_loss))
+    assert whole.best == best
+
+
+def test_the_metric_chooses_the_epoch(tmp_path: Path) -> None:
+    history = run(tmp_path / "loss", epochs=6, metric="loss")
+    assert history.best.val_loss == min(record.val_loss for record in history.history)
+    history = run(tmp_path / "f1", epochs=6, metric="macro_f1")
+    assert history.best.val_macro_f1 == max(record.val_macro_f1 for record in history.history)
+
+
+def test_the_average_of_the_weights_is_validated_and_kept(tmp_path: Path) -> None:
+    plain = run(tmp_path / "plain", epochs=4, keep="last", schedule="constant")
+    averaged = run(tmp_path / "averaged", epochs=4, keep="last", schedule="constant", ema_decay=0.9)
+    assert [r.train_loss for r in plain.history] == [r.train_loss for r in averaged.history], "steps know nothing of it"
+    assert [r.val_loss for r in plain.history] != [r.val_loss for r in averaged.history]
+    assert not same_weights(plain, averaged)
+    # Over one step the average is that step's weights.
+    assert same_weights(
+        run(tmp_path / "a", epochs=1, batch_size=96, keep="last"),
+        run(tmp_path / "b", epochs=1, batch_size=96, keep="last", ema_decay=0.9),
+    )
+
+
+@pytest.mark.parametrize("kind", ["fgsm", "pgd", "free"])
+def test_training_on_attacked_images_learns_and_resists(kind: str, tmp_path: Path) -> None:
+    data = worlds.split(48, 1)
+    epochs = 4 if kind == "free" else 8
+    settings = {"adversarial": kind, "adversarial_epsilon": 12.0, "adversarial_steps": 3}
+    hardened = run(tmp_path / "hard", epochs=epochs, **settings)
+    plain = run(tmp_path / "plain", epochs=8)
+    assert hardened.best.val_accuracy >= 0.8
+    robust, fragile = (
+        accuracy_under_attack(
+            result.classifier, torch.from_numpy(data.images), torch.from_numpy(data.labels), epsilon=40.0, steps=10
+        )
+        for result in (hardened, plain)
+    )
+    assert robust >= fragile
+
+
+def test_each_batch_of_free_training_is_good_for_several_updates(tmp_path: Path) -> None:
+    """A schedule of 2 epochs of 6 batches and 3 replays falls over 36 updates, and its last rate says so."""
+    result = run(tmp_path, epochs=2, adversarial="free", adversarial_steps=3, schedule="linear", warmup_epochs=0)
+    once = run(tmp_path / "once", epochs=2, schedule="linear", warmup_epochs=0)
+    assert result.history[-1].learning_rate == pytest.approx(once.history[-1].learning_rate / 3, rel=0.05)
+
+
+def test_a_frozen_backbone_stays_and_the_head_learns(tmp_path: Path) -> None:
+    first = run(tmp_path / "first", epochs=2)
+    torch.save(first.classifier.state_dict(), tmp_path / "weights.pt")
+    second = run(tmp_path / "second", epochs=2, weights=str(tmp_path / "weights.pt"), freeze="backbone")
+    before, after = first.classifier.state_dict(), second.classifier.state_dict()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {"network.head.weight", "network.head.bias"}
+
+
+def test_the_batch_that_made_the_loss_infinite_is_left_beside_the_checkpoint(tmp_path: Path) -> None:
+    weights = run(tmp_path / "before", epochs=1).classifier.state_dict()
+    weights["network.head.bias"][1] = math.inf
+    torch.save(weights, tmp_path / "inf.pt")
+    with pytest.raises(TrainingError, match=r"bad-batch\.png"):
+        run(tmp_path / "after", weights=str(tmp_path / "inf.pt"))
+    found = load_bad_batch(tmp_path / "after")
+    assert len(found.batch.labels) == 16
+    assert found.facts["not_finite"] == ["network.head.bias"]
 
 
 def test_refusals(tmp_path: Path) -> None:
@@ -134,9 +224,13 @@ def test_mixed_and_balanced_batches_are_learnt_from(tmp_path: Path) -> None:
     assert mixed.history[-1].train_loss > 2 * mixed.best.val_loss
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("policy", [None, MIXED], ids=["plain", "mixed and balanced"])
-def test_going_on_from_a_checkpoint_gives_the_same_bits(policy: AugmentPolicy | None, tmp_path: Path) -> None:
-    whole = run(tmp_path / "whole", "vit", epochs=4, policy=policy)
+def test_going_on_from_a_checkpoint_gives_the_same_bits(
+    policy: AugmentPolicy | None, optimizer: str, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {"optimizer": optimizer, "ema_decay": 0.9, "schedule": "plateau", "step_epochs": 1}
+    whole = run(tmp_path / "whole", "vit", epochs=4, policy=policy, **changes)
 
     class StoppedError(Exception):
         """The run ends here, as an interrupted one does."""
@@ -147,7 +241,7 @@ def test_going_on_from_a_checkpoint_gives_the_same_bits(policy: AugmentPolicy | 
 
     def start(on_epoch: object, say: object) -> TrainResult:
         return train(
-            "vit", worlds.split(96, 0), worlds.split(48, 1), worlds.meta(policy), worlds.params(epochs=4),
+            "vit", worlds.split(96, 0), worlds.split(48, 1), worlds.meta(policy), worlds.params(epochs=4, **changes),
             resume=tmp_path / "cut", on_epoch=on_epoch, say=say,  # type: ignore[arg-type]
         )  # fmt: skip
 

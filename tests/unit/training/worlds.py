@@ -66,6 +66,6 @@ def params(**changes: Any) -> TrainParams:
         learning_rate=rate,
         options=changes.pop("vit_options", {"patch": 2, "width": 32, "depth": 2, "dropout": 0.1}),
         weights=None,
-        **family,
+        **{**family, "freeze": "none"},
     )
     return TrainParams(**{**_SHARED, **changes}, cnn=cnn, vit=vit)
