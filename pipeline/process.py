@@ -19,9 +19,10 @@ from typing import IO
 
 import psutil
 
-# Runs between fork and exec of the real program: asks Linux for SIGTERM when the parent dies, and stops at once if the
-# parent is gone already. An interpreter without site-packages needs about 10 ms; `preexec_fn` is unsafe beside threads.
-_LAUNCH = (
+# Runs between fork and exec of the real program, with the parent's id and the command as arguments: asks Linux for SIGTERM
+# when the parent dies, and stops at once if the parent is gone already. An interpreter without site-packages needs about
+# 10 ms; `preexec_fn` is unsafe beside threads.
+DIE_WITH_PARENT = (
     "import ctypes,os,sys\n"
     "ctypes.CDLL(None).prctl(1,15,0,0,0)\n"
     "if os.getppid()!=int(sys.argv[1]): sys.exit(1)\n"
@@ -48,7 +49,7 @@ def spawn(
 ) -> subprocess.Popen[bytes]:
     """Start `command` in a session of its own, standard error joined to `stdout`; it gets SIGTERM when this process dies."""
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *command],
+        [sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT, str(os.getpid()), *command],
         env=dict(env),
         cwd=cwd,
         stdin=subprocess.DEVNULL,

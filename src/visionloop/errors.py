@@ -51,6 +51,12 @@ class TrainingError(VisionloopError):
     """Training cannot go on: a loss that is not finite, a device that is not there, a checkpoint of other data."""
 
 
+class PeerError(TrainingError):
+    """Another of the processes that train together has ended; the exit code tells this from a fault of the process's own."""
+
+    exit_code: ClassVar[int] = 3
+
+
 class ServingError(VisionloopError):
     """Triton, a client or the store cannot do what was asked."""
 

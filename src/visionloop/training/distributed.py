@@ -18,6 +18,7 @@ import contextlib
 import ctypes
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -36,7 +37,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from visionloop.errors import ConfigError, TrainingError
+from visionloop.errors import ConfigError, PeerError, TrainingError
 from visionloop.models.devices import choose_device
 
 # How long one process may keep the others waiting: writing a checkpoint or compiling a network takes less. torch's own
@@ -175,11 +176,12 @@ class Ranks:
 def join(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
     """Meet the other processes that `torchrun` has started; a process by itself where it has started none.
 
-    With CUDA each process of a machine takes one GPU. While they are joined, SIGTERM raises `TrainingError`: it is how
+    With CUDA each process of a machine takes one GPU. While they are joined, SIGTERM raises `PeerError`: it is how
     `torchrun` tells a process that another one has ended.
 
     Raises:
-        TrainingError: the device is not there; or the others cannot be reached, or end meanwhile.
+        TrainingError: the device is not there; or the others cannot be reached.
+        PeerError: another process ends meanwhile, at the next meeting.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -356,7 +358,7 @@ def _meeting() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise TrainingError(
+        raise PeerError(
             f"Another of the {dist.get_world_size()} processes that train together has ended, or was silent for "
             f"{TIMEOUT.total_seconds() / 60:g} minutes ({_first_line(error)}); see what it said, and run again: training "
             "goes on after the last epoch that was saved."
@@ -371,7 +373,8 @@ def _told_to_stop() -> Iterator[None]:
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise TrainingError(
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise PeerError(
             "This process was told to stop, because another of those that train together has ended, or the run was stopped; "
             "run again: training goes on after the last epoch that was saved."
         )
@@ -379,8 +382,11 @@ def _told_to_stop() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    except BaseException:
+        # The process ends and says why; a signal that comes now, from the launcher, would cut the sentence off.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise
+    signal.signal(signal.SIGTERM, before)
 
 
 def _die_with_parent() -> None:
@@ -390,4 +396,6 @@ def _die_with_parent() -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:160] or type(error).__name__
+    """The first sentence of an error, without the place in gloo's source that it begins with."""
+    text = re.sub(r"^\[\S+:\d+\] ", "", str(error).strip().split("\n")[0])
+    return text.partition(". ")[0][:160] or type(error).__name__

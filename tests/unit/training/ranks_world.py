@@ -181,8 +181,8 @@ def main() -> int:
         with join("cpu") as ranks:
             _TASKS[sys.argv[1]](ranks, Path(sys.argv[2]))
     except TrainingError as error:
-        sys.stdout.write(f"TrainingError: {error}\n")
-        return 1
+        sys.stdout.write(f"{type(error).__name__}: {error}\n")
+        return error.exit_code
     return 0
 
 
