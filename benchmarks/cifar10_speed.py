@@ -1,8 +1,8 @@
 """The speed recipe on CIFAR-10: test accuracy after each epoch, seconds and arithmetic, over several seeds.
 
 What:    the recipe recipes/cifar10-speed.yaml, through the stages collect, clean, split and augment and the training that
-         the stage train runs, once for each seed. The 10,000 test images stand where the training expects val, so that its line
-         after each epoch is the curve; the recipe keeps the last epoch and stops at none, so that nothing is chosen by them.
+         the stage train runs, once for each seed. The 10,000 test images stand where the training expects val, so that its
+         line after each epoch is the curve; the recipe keeps the last epoch and stops at none, so that they choose nothing.
          The final accuracy is that of the returned model, in fp32. Seconds are those between the starts of two epochs, with
          evaluation and checkpoint. Arithmetic is counted by torch's FlopCounterMode (two for a multiplication with an
          addition; products and convolutions, forwards and backwards) on one training step, with what the optimizer
