@@ -890,6 +890,8 @@ def _shown(value: object) -> str:
 
 
 def _known_keys(location: list[str], model: type[BaseModel]) -> list[str]:
+    if location[:2] == ["tune", "space"] and len(location) == 3:
+        return list(SpaceEntry.model_fields)
     for part in location:
         field = model.model_fields.get(part)
         if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):

@@ -39,7 +39,7 @@ class TrialRow:
     accuracy: float | None  # on val, of the best epoch; of a pruned trial, of the last
     latency_ms: float | None
     val_loss: float | None
-    epochs: int  # that were reported; 0 where nothing is
+    epochs: int  # that were trained
     seconds: float | None
     error: str
     resumed: int  # times that another worker went on with it
@@ -155,7 +155,7 @@ def _row(plan: Plan, trial: FrozenTrial) -> TrialRow:
         accuracy=values[0] if values else (curve[-1][1] if curve else None),
         latency_ms=values[1] if values and values[1:] else None,
         val_loss=trial.user_attrs.get("val_loss"),
-        epochs=curve[-1][0] if curve else int(trial.user_attrs.get("epochs", 0)),
+        epochs=int(trial.user_attrs.get("reached", 0)),
         seconds=trial.user_attrs.get("seconds"),
         error=trial.user_attrs.get("error", ""),
         resumed=int(trial.user_attrs.get("resumed", 0)),

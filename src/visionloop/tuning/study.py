@@ -48,6 +48,8 @@ GRACE_SECONDS = 90.0
 _WAIT_SECONDS = 0.5  # between two looks at trials that others are training
 _TRIES = 3  # of a sampler to propose values that no trial had
 _LATENCY_CALLS = 200
+# A trial may kill its worker, and would then kill them all. Deaths count as long as no further epoch was reached.
+_MOST_DEATHS = 3
 
 Say = Callable[[str], None]
 
@@ -154,8 +156,18 @@ class Tuning:
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             owner = trial.user_attrs.get("owner")
             if owner is None or self._is_dead(trial, owner):
-                self._storage.set_trial_state_values(trial._trial_id, state=TrialState.WAITING)
-                self._storage.set_trial_user_attr(trial._trial_id, "resumed", trial.user_attrs.get("resumed", 0) + 1)
+                number, deaths = trial._trial_id, int(trial.user_attrs.get("deaths", 0)) + 1
+                if deaths < _MOST_DEATHS:
+                    self._storage.set_trial_user_attr(number, "deaths", deaths)
+                    self._storage.set_trial_user_attr(number, "resumed", int(trial.user_attrs.get("resumed", 0)) + 1)
+                    self._storage.set_trial_state_values(number, state=TrialState.WAITING)
+                    continue
+                error = (
+                    f"{deaths} workers died of it after epoch {trial.user_attrs.get('reached', 0)}, by the memory it needs "
+                    "or by a fault of a library; train these values alone to see which"
+                )
+                self._storage.set_trial_user_attr(number, "error", error)
+                self._storage.set_trial_state_values(number, state=TrialState.FAIL)
 
     def _is_dead(self, trial: FrozenTrial, owner: dict[str, Any]) -> bool:
         mine = _owner()
@@ -179,7 +191,7 @@ class Tuning:
         told: list[float] | None = None
         with self._beating(trial._trial_id):
             try:
-                told = self._train(trial, values, folder)
+                told = self._train(trial, values, folder, lambda sentence: say(f"trial {trial.number}: {sentence}"))
                 state, said = TrialState.COMPLETE, f"validation {told[0]:.2%}" + "".join(f", {ms:.2f} ms" for ms in told[1:])
             except optuna.TrialPruned:
                 state, said = TrialState.PRUNED, "stopped early, behind the others"
@@ -195,13 +207,17 @@ class Tuning:
         shutil.rmtree(folder, ignore_errors=True)
         say(f"trial {trial.number}: {said}")
 
-    def _train(self, trial: Trial, values: Values, folder: Path) -> list[float]:
+    def _train(self, trial: Trial, values: Values, folder: Path, say: Say) -> list[float]:
         """Train with these values; the objectives of the best epoch."""
         params, meta = self.plan.settings(values)
         family, is_single = self.plan.tune.family, len(self.plan.tune.objectives) == 1
         (frozen,) = (one for one in self.study.get_trials(deepcopy=False) if one.number == trial.number)
 
         def on_epoch(record: EpochRecord) -> None:
+            if record.epoch > trial.user_attrs.get("reached", 0):
+                trial.set_user_attr("reached", record.epoch)
+                if trial.user_attrs.get("deaths"):
+                    trial.set_user_attr("deaths", 0)
             if not is_single or record.epoch in frozen.intermediate_values:
                 return
             trial.report(record.val_accuracy, record.epoch)
@@ -209,7 +225,8 @@ class Tuning:
             if record.epoch < record.epochs and not record.restored and trial.should_prune():
                 raise optuna.TrialPruned
 
-        result = train(family, self._train_data, self._val_data, meta, params, resume=folder, on_epoch=on_epoch)
+        sides = self._train_data, self._val_data
+        result = train(family, *sides, meta, params, resume=folder, on_epoch=on_epoch, say=say)
         trial.set_user_attr("val_loss", result.best.val_loss)
         trial.set_user_attr("best_epoch", result.best.epoch)
         accuracy = result.best.val_accuracy
