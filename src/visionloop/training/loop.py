@@ -32,7 +32,7 @@ from visionloop.models.devices import choose_device
 from visionloop.progress import SECONDS_BETWEEN_LINES, line
 from visionloop.training.adversarial import Adversary
 from visionloop.training.bad_batch import LossGuard
-from visionloop.training.batches import Batch, batch_sizes, plain_batches, seed_of, to_device, train_batches
+from visionloop.training.batches import Batch, batch_sizes, look, plain_batches, seed_of, to_device, train_batches
 from visionloop.training.checkpoint import Checkpoints
 from visionloop.training.distillation import load_teacher, teacher_id
 from visionloop.training.distributed import Ranks
@@ -43,6 +43,7 @@ from visionloop.training.losses import Loss
 from visionloop.training.monitor import Monitor, Use
 from visionloop.training.optimizers import Optimizer
 from visionloop.training.schedules import Schedule
+from visionloop.training.streaming import StreamedSplit
 from visionloop.training.validation import Scores, scores, tally
 
 # Training images that a network may look at before its first update (`Network.prepare`).
@@ -88,7 +89,7 @@ class TrainResult:
 
 def train(
     family: Family,
-    train_data: PackedSplit,
+    train_data: PackedSplit | StreamedSplit,
     val_data: PackedSplit,
     meta: PackedMeta,
     params: TrainParams,
@@ -189,7 +190,7 @@ class _Run:
         *,
         family: Family,
         model: Classifier,
-        train_data: PackedSplit,
+        train_data: PackedSplit | StreamedSplit,
         val_data: PackedSplit,
         meta: PackedMeta,
         settings: FamilyParams,
@@ -262,7 +263,7 @@ class _Run:
         generator = np.random.default_rng(seed_of(self.params.seed, 0, 4))
         chosen = np.sort(generator.permutation(len(self.train_data.labels))[:_PREPARE_IMAGES])
         with torch.no_grad():
-            pixels = self.model.normalise(torch.from_numpy(self.train_data.images[chosen]).to(self.device))
+            pixels = self.model.normalise(look(self.train_data, chosen).to(self.device))
             self.model.network.prepare(pixels)
         self.ranks.broadcast_model(self.model)
 
@@ -289,6 +290,8 @@ class _Run:
         images = min(self.params.batch_size * self.params.accumulate, len(self.train_data.labels))
         self.optimizer = Optimizer(self.model, self.params, self.settings, steps_images=images)
         self.schedule = Schedule(self.params, self.updates)
+        if self.schedule.note:
+            self.say(self.schedule.note)
         self.ema = Ema(self.model, self.params.ema_decay) if self.params.ema_decay else None
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
@@ -452,7 +455,7 @@ class _Run:
         self.notes = list(state["notes"])
 
 
-def _check_data(train_data: PackedSplit, val_data: PackedSplit) -> None:
+def _check_data(train_data: PackedSplit | StreamedSplit, val_data: PackedSplit) -> None:
     for name, data, least in (("train", train_data, 2), ("val", val_data, 1)):
         if len(data.labels) < least:
             raise DataError(
