@@ -1,7 +1,15 @@
-"""Stage `train <family>`: train the CNN or the ViT of params.yaml on the packed images, and keep its best epoch."""
+"""Stage `train <family>`: train the CNN or the ViT of params.yaml on the packed or streamed images, and keep its best epoch.
+
+With `compute.processes` above 1 it starts itself as so many processes; `torchrun -m pipeline.stages.train cnn` does that on
+one machine or on several. The first process writes everything.
+
+With `augment.store: stream` it reads data/shards, which dvc.yaml does not name: data/packed names every image by its hash,
+and each is checked against it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -9,16 +17,18 @@ from typing import TYPE_CHECKING
 
 from dvclive.live import Live
 
+from pipeline.launch import launch, launched
 from pipeline.stages import family_argument, run_stage
 from visionloop import __version__
 from visionloop.card import ModelCard
-from visionloop.config import TrainParams, load_section
-from visionloop.data.packing import load_meta, load_split
+from visionloop.config import ComputeParams, TrainParams, load_section
+from visionloop.data.packing import PackedSplit, load_meta, load_split
 from visionloop.files import write_bytes
-from visionloop.paths import MODEL_TORCH, PACKED, family_folder, train_report
+from visionloop.paths import MODEL_TORCH, PACKED, SHARDS, family_folder, train_report
 
 if TYPE_CHECKING:
     from visionloop.training import EpochRecord
+    from visionloop.training.streaming import StreamedSplit
 
 
 def main() -> None:
@@ -27,29 +37,41 @@ def main() -> None:
     # steps then costs a time slice: with a load of 6 on 2 cores, 8 epochs that take 22 s asleep were not done after 100 s.
     # OpenMP reads this when torch is loaded, so torch is loaded below.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    family = family_argument(sys.argv)
+    params, processes = load_section(TrainParams), load_section(ComputeParams).processes
+    meta = load_meta(PACKED)
+    if processes > 1 and not launched():
+        launch("pipeline.stages.train", [family], processes)
+        return
+
     import torch
 
     from visionloop.training import clear_resume, train
+    from visionloop.training.distributed import join
 
-    family = family_argument(sys.argv)
-    params = load_section(TrainParams)
-    meta = load_meta(PACKED)
     folder = family_folder(family)
     resume = folder / "resume"
     resume.mkdir(parents=True, exist_ok=True)
 
-    # `Live` begins by emptying its folder; an interrupted run's epochs are told again from the checkpoint.
-    with Live(str(train_report(family)), dvcyaml=None, save_dvc_exp=False, report=None) as live:
+    with contextlib.ExitStack() as stack:
+        ranks = stack.enter_context(join(params.of(family).device))
+        live = None
+        if ranks.main:
+            # `Live` begins by emptying its folder; an interrupted run's epochs are told again from the checkpoint.
+            live = stack.enter_context(Live(str(train_report(family)), dvcyaml=None, save_dvc_exp=False, report=None))
         result = train(
             family,
-            load_split(PACKED, "train"),
+            _training_side(streamed=meta.store == "stream"),
             load_split(PACKED, "val"),
             meta,
             params,
             resume=resume,
+            ranks=ranks,
             on_epoch=lambda record: _log(live, family, record),
             say=_say,
         )
+        if live is None:
+            return
         live.summary = {
             "val_accuracy": round(result.best.val_accuracy, 4),
             "val_balanced_accuracy": round(result.best.val_balanced_accuracy, 4),
@@ -89,7 +111,18 @@ def main() -> None:
     )
 
 
-def _log(live: Live, family: str, record: EpochRecord) -> None:
+def _training_side(*, streamed: bool) -> PackedSplit | StreamedSplit:
+    if not streamed:
+        return load_split(PACKED, "train")
+    from visionloop.training.streaming import load_streamed
+
+    threads = load_section(ComputeParams).workers or len(os.sched_getaffinity(0))
+    return load_streamed(PACKED, SHARDS, max(1, threads // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def _log(live: Live | None, family: str, record: EpochRecord) -> None:
+    if live is None:
+        return
     values = {
         "train_loss": record.train_loss,
         "val_loss": record.val_loss,

@@ -26,7 +26,7 @@ from visionloop.data.packing import PackedSplit
 from visionloop.data.policy import AugmentPolicy
 from visionloop.errors import ConfigError
 from visionloop.training.distributed import Ranks
-from visionloop.training.streaming import StreamedSplit, epoch_part, stream
+from visionloop.training.streaming import StreamedSplit, epoch_part, read, stream
 
 
 class Batch(NamedTuple):
@@ -174,6 +174,11 @@ def mirrored_in(epoch: int, images: int, seed: int) -> npt.NDArray[np.bool_]:
     """Whom an alternating flip mirrors in an epoch [images]: about half, drawn by the seed; in the next, the others."""
     first = np.random.default_rng(seed_of(seed, 0, 4)).random(images) < 0.5
     return first if epoch % 2 else ~first
+
+
+def look(data: PackedSplit | StreamedSplit, chosen: npt.NDArray[np.int64]) -> Tensor:
+    """Some training images as they are, uint8 [n, H, W, 3], of sorted places int64 [n]."""
+    return torch.from_numpy(read(data, chosen) if isinstance(data, StreamedSplit) else np.asarray(data.images[chosen]))
 
 
 def require_parts(sizes: list[int], ranks: Ranks) -> None:

@@ -231,6 +231,7 @@ class SynchronizedNorm(_BatchNorm):
         if input.ndim < 2:
             raise ValueError(f"expected at least 2 dimensions, got {input.ndim}")
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Maps float [N, C, ...] to the same shape."""
         if not (self.training or self.running_mean is None):

@@ -23,7 +23,7 @@ from visionloop.errors import ArtifactError
 from visionloop.preprocess import PreprocessSpec, encode_png
 from visionloop.records import SPLITS, SplitRow
 from visionloop.training import streaming
-from visionloop.training.batches import Batch, train_batches
+from visionloop.training.batches import Batch, look, train_batches
 from visionloop.training.distributed import Ranks
 from visionloop.training.streaming import StreamedSplit, load_streamed
 
@@ -163,6 +163,13 @@ def test_the_sampler_balances_streamed_classes(world: World) -> None:
     data = dataclasses.replace(few, labels=labels)
     drawn = torch.cat([batch.labels for batch in epoch(data, balance="sampler")])
     assert drawn.bincount().tolist() == [50, 50]
+
+
+def test_a_network_may_look_at_some_images_before_it_learns(world: World) -> None:
+    chosen = np.array([3, 50, 51, 99])
+    packed = load_split(world.folder / "packed", "train")
+    assert torch.equal(look(world.stream, chosen), look(packed, chosen))
+    assert look(packed, chosen)[:, 0, 0, 0].tolist() == packed.images[chosen][:, 0, 0, 0].tolist()
 
 
 def test_an_epoch_left_early_leaves_no_thread(world: World) -> None:
