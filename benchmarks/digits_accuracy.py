@@ -1,12 +1,13 @@
 """Test accuracy on the bundled digits over several splits and several training seeds, in FP32 and in INT8.
 
-What:    the parameters of params.yaml. For each split seed the stages collect, clean, split and augment run in a folder of
-         their own; then both families are trained with several seeds, exported, quantized, and measured on the test side.
+What:    the parameters of recipes/digits.yaml. For each split seed the stages collect, clean, split and augment run in a
+         folder of their own; then both families are trained with several seeds, exported, quantized, and measured on the
+         test side.
          One test side has about 180 images, so that one image is 0.56 points: the mean over the grid is the figure to read.
-Command: OMP_WAIT_POLICY=passive python -m benchmarks.digits_accuracy                      (3 splits x 3 seeds)
+         The seconds are wall time of one training; its CPU seconds stand beside and say what idle cores would take.
+Command: OMP_WAIT_POLICY=passive python -m benchmarks.digits_accuracy                      (3 splits x 5 seeds)
          OMP_WAIT_POLICY=passive python -m benchmarks.digits_accuracy --splits 1 --seeds 1 (a look)
-Result:  on 2 cores under a load of 4 to 7, 18 trainings of 23 to 68 s: CNN 99.57 % (lowest 98.88 %), ViT 98.32 %
-         (lowest 97.21 %); INT8 answered as many images rightly in every one.
+Result:  in the file below.
 Writes:  benchmarks/results/digits_accuracy.json
 """
 
@@ -34,14 +35,16 @@ from visionloop.config import Params, load_params
 from visionloop.data.packing import PackedMeta, load_meta, load_split
 from visionloop.files import write_json
 from visionloop.models import Classifier, Family
-from visionloop.paths import PACKED, PARAMS
+from visionloop.paths import DECISIONS, PACKED, PARAMS
 from visionloop.records import SPLITS
 from visionloop.runtime import OnnxModel
 from visionloop.training import train
 
+RECIPE = Path("recipes/digits.yaml")
 OUTPUT = Path("benchmarks/results/digits_accuracy.json")
 FAMILIES: tuple[Family, ...] = ("cnn", "vit")
-GOALS = {"cnn": 0.985, "vit": 0.97}
+GOALS = {"cnn": 0.99, "vit": 0.98}
+MOST_SECONDS = 30.0  # of one training, on two cores that are otherwise idle
 MOST_LOST = 0.005  # by INT8, on the mean
 
 
@@ -49,11 +52,11 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--splits", type=int, default=3)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     arguments = parser.parse_args()
-    params = load_params()
+    params = load_params(RECIPE)
     rows: list[dict[str, float | str]] = []
-    print(f"{machine()}\nsplit seed  family  FP32 test  INT8 test  FP32 val  seconds")
+    print(f"{machine()}\nsplit seed  family  FP32 test  INT8 test  FP32 val  seconds  CPU seconds")
     with tempfile.TemporaryDirectory(prefix="visionloop-digits-") as folder:
         for split_seed in range(arguments.splits):
             packed = prepare(Path(folder) / f"split-{split_seed}", split_seed)
@@ -63,45 +66,56 @@ def main() -> None:
                     rows.append({"split": split_seed, "seed": seed, "family": family, **row})
                     print(
                         f"{split_seed:5} {seed:4}  {family:6}  {row['fp32_test']:9.4f}  {row['int8_test']:9.4f}  "
-                        f"{row['val']:8.4f}  {row['train_seconds']:7.1f}",
+                        f"{row['val']:8.4f}  {row['train_seconds']:7.1f}  {row['train_cpu_seconds']:11.1f}",
                         flush=True,
                     )
     summary = {family: summarize([row for row in rows if row["family"] == family]) for family in FAMILIES}
     for family, numbers in summary.items():
-        held = numbers["fp32_mean"] >= GOALS[family] and numbers["int8_lost"] <= MOST_LOST
+        held = (
+            numbers["fp32_mean"] >= GOALS[family]
+            and numbers["int8_lost"] <= MOST_LOST
+            and numbers["train_seconds_longest"] < MOST_SECONDS
+        )
         print(
             f"{family}: FP32 {numbers['fp32_mean']:.4f} (lowest {numbers['fp32_lowest']:.4f}, goal {GOALS[family]}), "
             f"INT8 {numbers['int8_mean']:.4f}, lost {numbers['int8_lost']:.4f} (at most {MOST_LOST}), "
-            f"{numbers['train_seconds']:.0f} s a training: {'holds' if held else 'DOES NOT HOLD'}"
+            f"{numbers['train_seconds']:.0f} s a training, the longest {numbers['train_seconds_longest']:.0f} s (below "
+            f"{MOST_SECONDS:g}): {'holds' if held else 'DOES NOT HOLD'}"
         )
-    write_json(OUTPUT, {"machine": machine(), "summary": summary, "rows": rows})
+    write_json(OUTPUT, {"machine": machine(), "recipe": str(RECIPE), "summary": summary, "rows": rows})
     print(f"written to {OUTPUT}")
 
 
 def prepare(folder: Path, split_seed: int) -> Path:
     """Run the data stages on the digits with this split seed, in a folder of its own; gives the packed arrays' folder."""
-    tree = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
-    tree["collect"]["source"] = "digits"
+    tree = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
     tree["split"]["seed"] = split_seed
     folder.mkdir(parents=True)
     (folder / PARAMS).write_text(yaml.safe_dump(tree), encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    run_data_stages(folder, quiet=True)
+    return folder / PACKED
+
+
+def run_data_stages(folder: Path, *, quiet: bool = False) -> None:
+    """Run collect, clean, split and augment in a folder that has params.yaml and what its source reads."""
+    (folder / load_params(folder / PARAMS).collect.path).mkdir(parents=True, exist_ok=True)
+    (folder / DECISIONS).write_text("id,decision,label,who,why\n", encoding="utf-8")
+    here = Path.cwd()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here / "src"), str(here)])}
+    where = subprocess.DEVNULL if quiet else None
     for stage in ("collect", "clean", "split", "augment"):
         command = [sys.executable, "-m", f"pipeline.stages.{stage}"]
-        subprocess.run(
-            command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-    return folder / PACKED
+        subprocess.run(command, cwd=folder, env=environment, check=True, stdout=where, stderr=where)
 
 
 def one(family: Family, seed: int, params: Params, packed: Path, resume: Path) -> dict[str, float]:
     """Train, export, quantize and measure once."""
     meta = load_meta(packed)
     training, val, test = (load_split(packed, side) for side in SPLITS)
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     settings = params.train.model_copy(update={"seed": seed})
     result = train(family, training, val, meta, settings, resume=resume)
-    seconds = time.perf_counter() - start
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     fp32 = onnx_bytes(result.classifier, card=card_of(result.classifier, meta), opset=params.export.opset)
     recipe = Recipe(params.quantize.operators.of(family), params.quantize.calibration, params.quantize.per_channel)
     chosen = calibration_indices(training.labels, params.quantize.calibration_images)
@@ -111,6 +125,7 @@ def one(family: Family, seed: int, params: Params, packed: Path, resume: Path) -
         "int8_test": accuracy(OnnxModel(int8).run_all(test.images)[0], test.labels),
         "val": result.best.val_accuracy,
         "train_seconds": seconds,
+        "train_cpu_seconds": cpu_seconds,
     }
 
 
@@ -140,6 +155,8 @@ def summarize(rows: list[dict[str, float | str]]) -> dict[str, float]:
         "int8_mean": statistics.mean(int8),
         "int8_lost": statistics.mean(fp32) - statistics.mean(int8),
         "train_seconds": statistics.mean(float(row["train_seconds"]) for row in rows),
+        "train_seconds_longest": max(float(row["train_seconds"]) for row in rows),
+        "train_cpu_seconds": statistics.mean(float(row["train_cpu_seconds"]) for row in rows),
     }
 
 

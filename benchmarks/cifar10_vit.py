@@ -1,0 +1,234 @@
+"""The compact transformer on CIFAR-10: accuracy against seconds and arithmetic, epoch by epoch.
+
+What:    the recipe recipes/cifar10-vit.yaml, through the stages collect, clean, split and augment and the training that the
+         stage train runs. The curve is of the val images, which the split cut from the 50,000; the 10,000 test images are
+         looked at once, after the last epoch. Seconds are wall time from the start of the training with all that it does,
+         evaluation and checkpoints too; arithmetic is counted by torch's FlopCounterMode on one training step (products and
+         convolutions, two for a multiplication with an addition).
+Command: OMP_WAIT_POLICY=passive python -m benchmarks.cifar10_vit --archive cifar10-jpeg.tar.gz            (90 minutes)
+         OMP_WAIT_POLICY=passive python -m benchmarks.cifar10_vit --archive cifar10-jpeg.tar.gz --epochs 1 (a look)
+         The same command goes on where a killed run ended. --folder names where data and checkpoint lie.
+Result:  in the file below.
+Writes:  benchmarks/results/cifar10_vit.json, after each epoch
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.digits_accuracy import machine, run_data_stages
+from visionloop.config import Params, TrainParams, load_params
+from visionloop.data.packing import PackedMeta, PackedSplit, load_meta, load_split
+from visionloop.evaluation.metrics import wilson
+from visionloop.files import write_json
+from visionloop.models import Family, build
+from visionloop.paths import PACKED, PARAMS
+from visionloop.records import SPLITS
+from visionloop.training import EpochRecord, train
+
+RECIPE = Path("recipes/cifar10-vit.yaml")
+OUTPUT = Path("benchmarks/results/cifar10_vit.json")
+FAMILY: Family = "vit"
+MARKS = (0.80, 0.85, 0.88, 0.90, 0.91, 0.92)
+GOAL_ACCURACY, GOAL_MINUTES = 0.90, 90.0
+
+Right = npt.NDArray[np.bool_]  # [N], whether each image is answered rightly
+
+
+def main() -> None:
+    """Prepare once, train or go on, print, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--archive", type=Path, required=True, help="cifar10-jpeg.tar.gz: train/ and test/, a folder a class"
+    )
+    parser.add_argument("--folder", type=Path, default=Path("var/benchmarks/cifar10_vit"))
+    parser.add_argument("--epochs", type=int, default=0, help="in place of the recipe's")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    arguments = parser.parse_args()
+    params = load_params(RECIPE)
+    changes = {"seed": arguments.seed} | ({"epochs": arguments.epochs} if arguments.epochs else {})
+    settings = params.train.model_copy(update=changes)
+    packed = prepared(RECIPE, arguments.archive, arguments.folder)
+    meta = load_meta(packed)
+    training, validation, test = (load_split(packed, side) for side in SPLITS)
+    curve = Curve(arguments.output, settings, meta)
+    resume = arguments.folder / f"resume-{arguments.seed}-{settings.of(FAMILY).epochs}"
+    resume.mkdir(parents=True, exist_ok=True)
+    print(
+        f"{machine()}, {len(training.labels):,} training images, {curve.flops_per_image / 1e9:.2f} GFLOP an image and step"
+    )
+    result = train(
+        FAMILY,
+        training,
+        validation,
+        meta,
+        settings,
+        resume=resume,
+        on_epoch=curve.add,
+        say=lambda text: print(text, flush=True),
+    )
+    curve.finish(right_answers(result.classifier, test))
+
+
+@dataclass
+class Curve:
+    """The lines of the finished epochs, written after each."""
+
+    output: Path
+    settings: TrainParams
+    meta: PackedMeta
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Count, and take the seconds of epochs that an interrupted run has done."""
+        own = self.settings.of(FAMILY)
+        self.flops_per_image = flops_per_image(self.settings, self.meta, FAMILY)
+        self.name = {"seed": own.seed, "epochs": own.epochs, "data": self.meta.data_id}
+        self.before = earlier_rows(self.output, self.name)
+        self.since = time.perf_counter()
+
+    def add(self, record: EpochRecord) -> None:
+        """One more epoch."""
+        now = time.perf_counter()
+        if record.restored:
+            # An epoch whose line was lost with the process counts as long as the longest of the others.
+            lost = max((row["epoch_seconds"] for row in self.before.values()), default=float("nan"))
+            seconds = self.before.get(record.epoch, {}).get("epoch_seconds", lost)
+        else:
+            seconds = now - self.since
+        self.since = now
+        total = seconds + (self.rows[-1]["seconds"] if self.rows else 0.0)
+        self.rows.append(
+            {
+                "epoch": record.epoch,
+                "epoch_seconds": round(seconds, 2),
+                "seconds": round(total, 1),
+                "pflop": round(self.flops_per_image * self.meta.counts["train"] * record.epoch / 1e15, 5),
+                "train_loss": round(record.train_loss, 4),
+                "val_accuracy": round(record.val_accuracy, 4),
+                "load": round(os.getloadavg()[0], 1),
+            }
+        )
+        row = self.rows[-1]
+        if not record.restored:
+            print(
+                f"epoch {record.epoch:3} of {record.epochs}: val {row['val_accuracy']:.4f}, loss {row['train_loss']:.4f}, "
+                f"{row['seconds'] / 60:.1f} min, {row['pflop']:.4f} PFLOP, load {row['load']}",
+                flush=True,
+            )
+        self.write()
+
+    def write(self, **more: object) -> None:
+        """The whole file anew."""
+        last = self.rows[-1]
+        reached = {
+            f"{mark:.2f}": next(
+                ({"seconds": row["seconds"], "pflop": row["pflop"]} for row in self.rows if row["val_accuracy"] >= mark),
+                None,
+            )
+            for mark in MARKS
+        }
+        value = {
+            "machine": machine(),
+            "recipe": str(RECIPE),
+            "run": self.name,
+            "images": self.meta.counts,
+            "gflop_per_image": round(self.flops_per_image / 1e9, 4),
+            "minutes": round(last["seconds"] / 60, 1),
+            "pflop": last["pflop"],
+            **more,
+            "val_first_reached": reached,
+            "rows": self.rows,
+        }
+        write_json(self.output, value)
+
+    def finish(self, right: Right) -> None:
+        """The verdict on the goal, from the test images."""
+        accuracy, last = float(right.mean()), self.rows[-1]
+        low, high = wilson(int(right.sum()), len(right), 0.95)
+        minutes = last["seconds"] / 60
+        self.write(test_accuracy=round(accuracy, 4), test_interval_95=[round(low, 4), round(high, 4)])
+        held = accuracy >= GOAL_ACCURACY and minutes <= GOAL_MINUTES
+        print(
+            f"{accuracy:.2%} of {len(right):,} test images after {minutes:.1f} minutes and {last['pflop']:.3f} PFLOP "
+            f"(goal {GOAL_ACCURACY:.0%} in {GOAL_MINUTES:g} minutes): {'holds' if held else 'DOES NOT HOLD'}; "
+            f"written to {self.output}"
+        )
+
+
+def prepared(recipe: Path, archive: Path, folder: Path) -> Path:
+    """Run the recipe's data stages on the archive in a folder, unless they have run; gives the packed arrays' folder."""
+    wanted = recipe.read_text(encoding="utf-8")
+    done = folder / PARAMS
+    if not (folder / PACKED / "meta.json").is_file() or not done.is_file() or data_params(done) != data_params(recipe):
+        shutil.rmtree(folder, ignore_errors=True)
+        raw = folder / "data" / "raw"
+        raw.mkdir(parents=True)
+        shutil.copyfile(archive, raw / archive.name)
+        start = time.perf_counter()
+        done.write_text(wanted, encoding="utf-8")
+        run_data_stages(folder)
+        print(f"the data stages took {time.perf_counter() - start:.0f} s", flush=True)
+    return folder / PACKED
+
+
+def data_params(path: Path) -> dict[str, Any]:
+    """What the packed arrays depend on."""
+    params: Params = load_params(path)
+    sections = ("collect", "clean", "split", "preprocess", "augment")
+    return {name: getattr(params, name).model_dump(mode="json") for name in sections}
+
+
+def earlier_rows(output: Path, name: dict[str, Any]) -> dict[int, dict[str, float]]:
+    """The lines of the same run in a file of before, by epoch."""
+    if not output.is_file():
+        return {}
+    held = json.loads(output.read_text(encoding="utf-8"))
+    return {int(row["epoch"]): row for row in held["rows"]} if held.get("run") == name else {}
+
+
+def flops_per_image(settings: TrainParams, meta: PackedMeta, family: Family, images: int = 16) -> float:
+    """Floating-point operations of one image's way forwards and backwards, products and convolutions."""
+    own = settings.family(family)
+    with torch.random.fork_rng(devices=[]):
+        model = build(
+            own.architecture,
+            num_classes=len(meta.labels),
+            image_size=(meta.preprocess.height, meta.preprocess.width),
+            mean=meta.mean,
+            std=meta.std,
+            options=own.options,
+        )
+    pixels = torch.zeros(images, meta.preprocess.height, meta.preprocess.width, 3, dtype=torch.uint8)
+    with FlopCounterMode(display=False) as counter:
+        torch.autograd.backward(F.cross_entropy(model(pixels)[0], torch.zeros(images, dtype=torch.int64)))
+    return float(counter.get_total_flops()) / images
+
+
+def right_answers(model: torch.nn.Module, data: PackedSplit, batch_size: int = 250) -> Right:
+    """Whether each image's strongest logit is its label's."""
+    parts = []
+    model.eval()
+    with torch.inference_mode():
+        for start in range(0, len(data.labels), batch_size):
+            images = torch.from_numpy(np.array(data.images[start : start + batch_size]))
+            parts.append(model(images)[0].argmax(1).numpy() == data.labels[start : start + batch_size])
+    return np.concatenate(parts)
+
+
+if __name__ == "__main__":
+    main()
