@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -137,22 +136,55 @@ def norm(ranks: Ranks) -> Curves:
     return found
 
 
+def trained(ranks: Ranks, family: Family, folder: Path, wait_for: Path | None = None) -> dict[str, Any]:
+    """A training by the real loop; after the second epoch it waits for the file `wait_for`."""
+    from visionloop.training import EpochRecord, train
+
+    world = worlds()
+    said: list[str] = []
+
+    def on_epoch(record: EpochRecord) -> None:
+        if wait_for is not None and record.epoch == 2:
+            wait_for.with_suffix(".asked").touch()
+            while not wait_for.exists():
+                time.sleep(0.01)
+
+    # Without dropout, whose draws are each process's own.
+    params = world.params(epochs=4, batch_size=15, vit_options={"patch": 2, "width": 32, "depth": 2}, ema_decay=0.9)
+    result = train(
+        family, world.split(IMAGES, 0), world.split(31, 1), world.meta(), params, resume=folder / f"resume {family}",
+        ranks=ranks, on_epoch=on_epoch, say=said.append,
+    )  # fmt: skip
+    return {
+        "weights": result.classifier.state_dict(),
+        "train": [record.train_loss for record in result.history],
+        "val": [record.val_loss for record in result.history],
+        "accuracy": [record.val_accuracy for record in result.history],
+        "resumed": result.resumed_after,
+        "said": said,
+    }
+
+
 def _task_curves(ranks: Ranks, folder: Path) -> None:
     results = {
         "norm": norm(ranks),
         "cnn": curves(ranks, "cnn", {"crop_padding_pixels": 1, "mixup": 0.4}),
         "vit": curves(ranks, "vit", {"crop_padding_pixels": 1, "brightness": 0.1}),
+        "trained cnn": trained(ranks, "cnn", folder),
+        "trained vit": trained(ranks, "vit", folder),
     }
     state = ranks.broadcast({"text": "from the first", "tensor": torch.arange(5)} if ranks.main else None)
     torch.save({**results, "state": state, "nothing": ranks.broadcast(None)}, folder / f"{ranks.rank}.pt")
 
 
 def _task_killed(ranks: Ranks, folder: Path) -> None:
-    """The second process dies in its third step, as the kernel ends one for lack of memory."""
-    for step in range(1_000_000):
-        if step == 3 and not ranks.main:
-            os.kill(os.getpid(), signal.SIGKILL)
-        ranks.sum(torch.ones(1000))
+    """A training whose second process is killed from outside, while the first waits."""
+    trained(ranks, "cnn", folder, folder / "go")
+
+
+def _task_again(ranks: Ranks, folder: Path) -> None:
+    """The same training once more."""
+    torch.save(trained(ranks, "cnn", folder), folder / f"{ranks.rank}.pt")
 
 
 def _task_silent(ranks: Ranks, folder: Path) -> None:
@@ -165,6 +197,7 @@ def _task_silent(ranks: Ranks, folder: Path) -> None:
 _TASKS: dict[str, Callable[[Ranks, Path], None]] = {
     "curves": _task_curves,
     "killed": _task_killed,
+    "again": _task_again,
     "silent": _task_silent,
 }
 
