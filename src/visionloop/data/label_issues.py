@@ -90,20 +90,25 @@ def find_label_issues(
     compact = np.searchsorted(names, labels[judged])
     chosen = features if len(judged) == count else features[judged]  # a copy is a gigabyte for a million images
 
-    def judge(rows: IntArray, own: IntArray, probabilities: FloatArray) -> None:
-        """Judge the images `rows`, whose labels are the positions `own` in `names`."""
+    def judge(rows: IntArray, names: IntArray, probabilities: FloatArray) -> None:
+        """Judge the images `rows`, of the classes `names`, by probabilities of these."""
+        own = np.searchsorted(names, labels[rows])
         found = _pruned(own, probabilities, seed)
         quality[rows] = probabilities[np.arange(len(rows)), own].clip(0, 1).round(4)
         answer = probabilities.argmax(axis=1)
         suspect[rows] = found & (answer != own) & (quality[rows] < SUSPECT_QUALITY)
         suggested[rows] = np.where(suspect[rows], names[answer], -1)
 
-    judge(judged, compact, out_of_fold(chosen, compact, groups[judged], len(names), seed))
-    if answers is not None and len(rows := np.flatnonzero(enough[labels[answers.places]])) >= MIN_IMAGES:
-        places = answers.places[rows]
-        own = np.searchsorted(names, labels[places])
-        seen = np.log(answers.probabilities[rows][:, names].clip(_LEAST_PROBABILITY))
-        judge(places, own, _calibrated(seen, own, np.random.default_rng(seed)))
+    judge(judged, names, out_of_fold(chosen, compact, groups[judged], len(names), seed))
+    if answers is not None:
+        # cleanlab takes no class of which there is no image.
+        there = enough & (np.bincount(labels[answers.places], minlength=classes) >= FOLDS)
+        rows = np.flatnonzero(there[labels[answers.places]])
+        if len(rows) >= MIN_IMAGES and there.sum() >= 2:
+            places, known = answers.places[rows], np.flatnonzero(there)
+            seen = np.log(answers.probabilities[rows][:, known].clip(_LEAST_PROBABILITY))
+            own = np.searchsorted(known, labels[places])
+            judge(places, known, _calibrated(seen, own, np.random.default_rng(seed)))
     few = int((np.bincount(labels, minlength=classes)[~enough] > 0).sum())
     what = (
         "1 class of fewer than {} different images is"
