@@ -55,6 +55,7 @@ class Axis:
     high: float
     log: bool = False
     choices: tuple[Any, ...] | None = None
+    marks: tuple[float, ...] = ()  # where its ticks stand, if not at quarters
 
     def share(self, value: Any) -> float:
         """Where a value stands, 0 to 1."""
@@ -68,6 +69,8 @@ class Axis:
         """Places, 0 to 1, and their words."""
         if self.choices is not None:
             return [(self.share(choice), number(choice)[:12]) for choice in self.choices]
+        if self.marks:
+            return [(self.share(value), f"{value:.3g}") for value in self.marks]
         if self.log:
             whole = [10.0**power for power in range(math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)]
             found = sorted({self.low, self.high, *whole}) if len(whole) < 2 else whole
@@ -118,6 +121,12 @@ def _accuracy_axis(values: Sequence[float]) -> Axis:
     high = max(values)
     room = max((high - low) * 0.08, 0.002)
     return Axis(max(0.0, low - room), min(1.0, high + room))
+
+
+def _counted(low: int, high: int) -> Axis:
+    """An axis of trials or epochs, with at most six ticks at whole numbers."""
+    step = max(1, -(-(high - low) // 5))
+    return Axis(low, high, marks=tuple(range(low, high + 1, step)))
 
 
 def _place(share_x: float, share_y: float, width: int, height: int) -> tuple[float, float]:
@@ -174,7 +183,7 @@ def _history(results: Results) -> Picture:
     last = max((row.number for row in results.rows), default=1)
     steps.append((last, best))
     points = [(row.number, row.accuracy or 0, _says(row), row.state) for row in shown_rows]
-    return _picture("history", Axis(0, max(last, 4)), y_axis, points, [(steps, "best")], x_label="trial")
+    return _picture("history", _counted(0, max(last, 1)), y_axis, points, [(steps, "best")], x_label="trial")
 
 
 def _curves(results: Results) -> Picture | None:
@@ -187,7 +196,7 @@ def _curves(results: Results) -> Picture | None:
     lines = [(row.curve, "best" if row.number == results.best.number else f"curve {row.state}") for row in ordered]
     points = [(*row.curve[-1], _says(row), row.state) for row in rows]
     last = max(epoch for row in rows for epoch, _ in row.curve)
-    return _picture("curves", Axis(1, max(last, 5)), y_axis, points, lines, x_label="epoch")
+    return _picture("curves", _counted(1, max(last, 2)), y_axis, points, lines, x_label="epoch")
 
 
 def _front(results: Results) -> Picture | None:
@@ -217,7 +226,9 @@ def _axis(entry: SpaceEntry) -> Axis:
     if entry.choices is not None:
         return Axis(0, 1, choices=entry.choices)
     assert entry.low is not None and entry.high is not None
-    return Axis(entry.low, entry.high, log=entry.log)
+    steps = entry.values(whole=False) if entry.step is not None else None
+    marks = tuple(float(value) for value in steps if isinstance(value, int | float)) if steps and len(steps) < 8 else ()
+    return Axis(entry.low, entry.high, log=entry.log, marks=marks)
 
 
 def _slice(results: Results, key: str, entry: SpaceEntry) -> Picture:
@@ -289,7 +300,9 @@ pre .add { color: var(--good); } pre .del { color: var(--bad); }
 figure { margin: 0; background: var(--card); border-radius: .5rem; padding: .6rem; min-width: 0; }
 figcaption { font-size: .85rem; overflow-wrap: anywhere; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
-svg text { fill: var(--soft); font-size: 11px; } .wide svg text { font-size: 12px; }
+svg text { fill: var(--soft); font-size: 11px; }
+.wide svg { max-width: 60rem; margin: 0 auto; }
+.wide svg text { font-size: 12px; }
 .grid { stroke: var(--line); stroke-width: 1; } path { fill: none; }
 path.best { stroke: var(--best); stroke-width: 2; } path.curve { stroke: var(--s2); stroke-width: 1; opacity: .6; }
 path.pruned { stroke-dasharray: 4 3; }

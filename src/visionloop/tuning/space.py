@@ -227,6 +227,8 @@ def _rounded(entry: SpaceEntry, value: Any) -> Any:
     if entry.choices is not None or not isinstance(value, float):
         return value
     assert entry.low is not None and entry.high is not None
+    if value.is_integer() and all(isinstance(part, int) for part in (entry.low, entry.high, entry.step)):
+        return int(value)  # steps of whole numbers, of a key that takes fractions too
     return min(max(float(f"{value:.{4 if entry.step is None else 12}g}"), float(entry.low)), float(entry.high))
 
 

@@ -329,8 +329,8 @@ class Tuning:
 def _pruner(plan: Plan) -> optuna.pruners.BasePruner:
     epochs = plan.train.of(plan.tune.family).epochs
     if plan.tune.pruner == "median":
-        # The first quarter is warm-up and steep learning, whose order says little of the end.
-        return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=epochs // 4)
+        # The first third is warm-up and steep learning, whose order says little of the end.
+        return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=epochs // 3)
     if plan.tune.pruner == "hyperband":
         # A ninth is two halvings by the paper's 3 (arXiv 1603.06560); less is within warm-up.
         return optuna.pruners.HyperbandPruner(min_resource=max(1, epochs // 9), max_resource=epochs, reduction_factor=3)
