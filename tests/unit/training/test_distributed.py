@@ -22,8 +22,8 @@ CPU = torch.device("cpu")
 # Sums of float32 in another order differ in the last of 24 bits; after 21 steps the losses were 2.4e-7 apart, and 0.14 where
 # each process had batch norms of its own.
 CURVE = 1e-5
-# AdamW divides by the gradient's own size, which makes roundings of small gradients count as much as large ones.
-TRAINED = 1e-3
+# By AdamW the losses were 6e-7 apart after four epochs; it divides by the gradient's own size, which can let roundings grow.
+TRAINED = 1e-4
 
 
 @pytest.fixture(scope="module")
