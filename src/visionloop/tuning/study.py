@@ -79,6 +79,7 @@ class Tuning:
             load_if_exists=True,
         )
         self._pruner = _pruner(plan)
+        self._said: set[str] = set()
         self._seen: dict[int, tuple[int, float]] = {}  # trial elsewhere: its counter, and when it was last another one
         self._stop_at = time.monotonic() + plan.tune.timeout_minutes * 60 if plan.tune.timeout_minutes else float("inf")
 
@@ -191,7 +192,7 @@ class Tuning:
         told: list[float] | None = None
         with self._beating(trial._trial_id):
             try:
-                told = self._train(trial, values, folder, lambda sentence: say(f"trial {trial.number}: {sentence}"))
+                told = self._train(trial, values, folder, say)
                 state, said = TrialState.COMPLETE, f"validation {told[0]:.2%}" + "".join(f", {ms:.2f} ms" for ms in told[1:])
             except optuna.TrialPruned:
                 state, said = TrialState.PRUNED, "stopped early, behind the others"
@@ -225,8 +226,13 @@ class Tuning:
             if record.epoch < record.epochs and not record.restored and trial.should_prune():
                 raise optuna.TrialPruned
 
+        def say_once(sentence: str) -> None:
+            if sentence not in self._said:  # most are the same for all trials
+                self._said.add(sentence)
+                say(f"trial {trial.number}: {sentence}")
+
         sides = self._train_data, self._val_data
-        result = train(family, *sides, meta, params, resume=folder, on_epoch=on_epoch, say=say)
+        result = train(family, *sides, meta, params, resume=folder, on_epoch=on_epoch, say=say_once)
         trial.set_user_attr("val_loss", result.best.val_loss)
         trial.set_user_attr("best_epoch", result.best.epoch)
         accuracy = result.best.val_accuracy
