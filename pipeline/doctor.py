@@ -17,9 +17,8 @@ from pathlib import Path
 
 import psutil
 
-from pipeline import endpoints, watched
+from pipeline import endpoints, preflight, watched
 from serving.server import free_port, preconditions
-from visionloop import compiler
 from visionloop.config import ServeParams, load_params, load_section
 from visionloop.data.sources import check_source
 from visionloop.errors import ConfigError, VisionloopError
@@ -105,19 +104,8 @@ def _params() -> Iterator[Check]:
             "params", False, f"collect.path is {params.collect.path}, which is no folder; name the folder of your images."
         )
         return
-    from visionloop.models import check_buildable
-
-    for family in (params.train.cnn, params.train.vit):
-        check_buildable(
-            family.architecture,
-            (params.preprocess.height, params.preprocess.width),
-            family.options,
-            freeze=family.freeze,
-            weights=family.weights,
-            weights_sha256=family.weights_sha256,
-        )
-    if (lack := compiler.missing()) and any(params.train.of(name).compile == "always" for name in ("cnn", "vit")):
-        yield Check("params", False, f"train.compile is 'always', but {lack}; or set it to 'never'.")
+    if found := list(preflight.problems(params)):
+        yield Check("params", False, " ".join(found))
         return
     yield Check("params", True, "params.yaml is valid.")
 

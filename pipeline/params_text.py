@@ -20,7 +20,8 @@ _COMMENT_COLUMN = 30  # where params.yaml has its reasons
 
 
 def with_values(text: str, changes: Mapping[str, Any], note: str = "") -> str:
-    """`text` with the mapping `changes` laid over it, section by section; a mapping meets a mapping, all else replaces.
+    """`text` with the mapping `changes` laid over it, section by section; a mapping meets a mapping, all else,
+    an empty mapping too, replaces.
 
     `note` replaces the comment beside a changed value, which was said of another one; "{old}" in it is the old value.
 
@@ -126,7 +127,7 @@ def _block(text: str, path: Sequence[str]) -> tuple[int, int]:
 def _lay_over(tree: CommentedMap, changes: Mapping[str, Any], note: str) -> None:
     for key, value in changes.items():
         known = tree.get(key)
-        if isinstance(value, Mapping) and isinstance(known, CommentedMap) and known:
+        if isinstance(value, Mapping) and value and isinstance(known, CommentedMap) and known:
             _lay_over(known, value, note)
         elif key not in tree or known != value:
             tree[key] = _flow(value)

@@ -19,7 +19,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from pipeline import doctor, repro, summary, traffic
+from pipeline import doctor, preflight, repro, summary, traffic
 from pipeline.summary import Table
 from pipeline.watching import watch
 from serving.client import Client
@@ -121,6 +121,7 @@ def _check() -> None:
     failed = [check for check in doctor.checks() if check.blocks and not check.ok]
     if failed:
         raise PipelineError("\n".join(f"{check.name}: {check.sentence}" for check in failed))
+    preflight.note_passed()
 
 
 def _live(console: Console) -> tuple[list[Table], list[str]]:

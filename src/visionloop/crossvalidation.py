@@ -76,7 +76,8 @@ def cross_validate(
         say: called with sentences.
 
     Raises:
-        ConfigError: there are no folds, or the family learns from a teacher, who has seen the held-out images.
+        ConfigError: there are no folds, training images are not packed, or the family learns from a teacher, who has seen
+            the held-out images.
         DataError: an image has no fold, or a fold has no image.
     """
     settings, own = params.family(family), params.of(family)
@@ -85,6 +86,8 @@ def cross_validate(
             f"train.{family}.teacher is '{settings.teacher}', who has seen the images that a fold holds out; set it to none "
             "to cross-validate."
         )
+    if meta.store == "stream":
+        raise ConfigError("augment.store is stream, and folds are taken from packed arrays; set it to packed.")
     ids = np.array([name.partition("+")[0] for side in sides for name in side.ids])
     variant = np.array(["+" in name for side in sides for name in side.ids], dtype=bool)
     fold_of = _folds(ids, folds)

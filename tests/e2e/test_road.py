@@ -77,19 +77,19 @@ def test_a_stage_runs_from_what_it_declares_and_writes_what_it_declares(road: Pr
 
 
 def test_nothing_runs_twice(road: Project) -> None:
-    assert "Data and pipelines are up to date" in road.run("dvc", "status").stdout
+    assert "Data and pipelines are up to date" in road.run("dvc", "status", "dvc.yaml").stdout
     assert "Data and pipelines are up to date" in road.run("dvc", "repro", "--dry").stdout
 
 
 def test_only_what_a_parameter_touches_is_stale(own_road: Project) -> None:
     own_road.set_param(r"^  mistake_images: .*$", "  mistake_images: 3")
-    status = json.loads(own_road.run("dvc", "status", "--json").stdout)
+    status = json.loads(own_road.run("dvc", "status", "dvc.yaml", "--json").stdout)
     assert set(status) == {"evaluate@cnn", "evaluate@vit"}
     own_road.set_param(r"^  mistake_images: .*$", "  mistake_images: 24")
     own_road.set_param(
         r"^    architecture: small_vit\n    learning_rate: .*$", "    architecture: small_vit\n    learning_rate: 0.01"
     )
-    assert set(json.loads(own_road.run("dvc", "status", "--json").stdout)) == {"train@vit"}
+    assert set(json.loads(own_road.run("dvc", "status", "dvc.yaml", "--json").stdout)) == {"train@vit"}
 
 
 def test_the_same_data_stages_give_the_same_bytes(road: Project, tmp_path: Path) -> None:

@@ -26,9 +26,9 @@ from visionloop.data.decisions import Decision, Resolved
 from visionloop.data.duplicates import connected, near_pairs
 from visionloop.data.embedding import embed
 from visionloop.data.executor import in_batches, map_batches
-from visionloop.data.label_issues import Answers, find_label_issues
+from visionloop.data.label_issues import find_label_issues
 from visionloop.data.measures import MeasureBatch, Measures
-from visionloop.data.out_of_fold import OutOfFold, match
+from visionloop.data.out_of_fold import Answers, OutOfFold, match
 from visionloop.data.outliers import find_outliers
 from visionloop.data.thumbs import Thumbs
 from visionloop.errors import DataError

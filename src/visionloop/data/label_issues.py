@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from visionloop.data.embedding import FloatArray, IntArray, all_alike, one_thread_blas, parallel
+from visionloop.data.out_of_fold import Answers
 from visionloop.progress import track
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -43,14 +44,6 @@ class LabelIssues:
     suggested: IntArray  # [n] the out-of-fold answer where it disputes the label, else -1
     suspect: npt.NDArray[np.bool_]  # [n]
     note: str = ""  # a sentence for what is not judged, and why
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What cross-validated networks said of some of the images."""
-
-    places: IntArray  # [m], positions among the images
-    probabilities: FloatArray  # [m, classes]; rows sum to 1
 
 
 def find_label_issues(

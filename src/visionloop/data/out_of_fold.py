@@ -14,7 +14,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from visionloop.data.label_issues import Answers
 from visionloop.errors import ArtifactError
 from visionloop.files import atomic_path
 
@@ -37,6 +36,14 @@ class OutOfFold:
     probabilities: npt.NDArray[np.float32]  # [N, K]; rows sum to 1
     family: str
     data_id: str  # of the packed data, see `packing.data_id`
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What cross-validated networks said of some of the images."""
+
+    places: npt.NDArray[np.int64]  # [m], positions among the images
+    probabilities: npt.NDArray[np.float32]  # [m, classes]; rows sum to 1
 
 
 def write_out_of_fold(path: Path, answers: OutOfFold) -> None:

@@ -15,7 +15,7 @@ from visionloop.card import ModelCard, load_card
 from visionloop.errors import ArtifactError, ConfigError
 from visionloop.models import small_resnet, small_vit, speed_net
 from visionloop.models.classifier import Classifier
-from visionloop.models.network import Network, Option, check_norms
+from visionloop.models.network import Family, Network, Option, check_norms
 from visionloop.paths import MODEL_TORCH
 
 Builder = Callable[[int, tuple[int, int], Mapping[str, Option]], Network]
@@ -75,8 +75,8 @@ def check_buildable(
     freeze: str = "none",
     weights: str | None = None,
     weights_sha256: str | None = None,
-) -> None:
-    """Build the network without memory for its weights, so that a wrong name, option or size is known before any training.
+) -> Family:
+    """The family of a network that is built without memory for its weights: what is wrong is known before any training.
 
     Of `weights`, a file is read and its hash compared; nothing is downloaded.
 
@@ -92,6 +92,7 @@ def check_buildable(
         from visionloop.models.weights import check_weights
 
         check_weights(architecture, built.network, weights, weights_sha256)
+    return built.family
 
 
 def load_model(folder: Path) -> tuple[Classifier, ModelCard]:

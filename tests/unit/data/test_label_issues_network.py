@@ -13,7 +13,8 @@ from sklearn.datasets import load_digits
 from visionloop.config import load_params
 from visionloop.crossvalidation import cross_validate
 from visionloop.data.embedding import embed
-from visionloop.data.label_issues import Answers, LabelIssues, find_label_issues
+from visionloop.data.label_issues import LabelIssues, find_label_issues
+from visionloop.data.out_of_fold import Answers
 from visionloop.data.packing import PackedMeta, PackedSplit
 from visionloop.data.policy import AugmentPolicy
 from visionloop.data.thumbs import Thumbs

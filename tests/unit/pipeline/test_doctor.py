@@ -49,7 +49,7 @@ def test_weights_that_are_not_there_are_named(folder: Path) -> None:
     params = folder / "params.yaml"
     params.write_text(params.read_text().replace("    weights: null\n", "    weights: models/absent.pt\n", 1))
     assert failed()["params"] == (
-        "The weights file models/absent.pt does not exist; give its path from the project's folder."
+        "train.cnn: The weights file models/absent.pt does not exist; give its path from the project's folder."
     )
 
 

@@ -47,6 +47,10 @@ def test_mappings_are_laid_over_mappings_and_lists_replaced_whole() -> None:
     ]
 
 
+def test_an_empty_mapping_empties() -> None:
+    assert changed_lines(with_values(TEXT, {"train": {"cnn": {"options": {}}}})) == ["    options: {}"]
+
+
 def test_missing_keys_come_back_where_they_stood_with_their_comments() -> None:
     lines = TEXT.splitlines(keepends=True)
     gone = ("  epochs: ", "  seed: 0\n", "    layer_decay: ", "    architecture: small_vit", "  keep_days: ", "  workers: ")
