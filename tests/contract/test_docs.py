@@ -59,5 +59,5 @@ def test_the_verbs_and_commands_of_the_pages_exist() -> None:
         code = "\n".join("".join(found) for found in re.findall(r"`([^`\n]+)`|^    (\S.*)$", text, re.M))
         for verb in set(re.findall(r"(?:^| )make ([a-z-]+)", code, re.M)):
             assert re.search(rf"^{verb}:", makefile, re.M), f"{page.name} says `make {verb}`"
-        for verb in set(re.findall(r"(?:^| )visionloop ([a-z]+)", code, re.M)):
+        for verb in set(re.findall(r"(?:^| )visionloop ([a-z]+(?:-[a-z]+)*)", code, re.M)):
             assert f" {verb} " in shown, f"{page.name} says `visionloop {verb}`"

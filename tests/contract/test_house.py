@@ -48,7 +48,7 @@ def test_readme_commands_exist() -> None:
     cli = subprocess.run(
         [sys.executable, "-m", "pipeline.cli", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )
-    for verb in set(re.findall(r"\bvisionloop ([a-z]+)\b(?! endpoint)", re.sub(r"(?m)^[^`]*$", "", readme))):
+    for verb in set(re.findall(r"\bvisionloop ([a-z]+(?:-[a-z]+)*)\b(?! endpoint)", re.sub(r"(?m)^[^`]*$", "", readme))):
         assert verb in cli.stdout, f"README says `visionloop {verb}`, the command line has no such verb"
 
 
