@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionloop.errors import ConfigError
@@ -30,6 +31,11 @@ from visionloop.models.network import (
 
 NAME = "small_resnet"
 OPTIONS = ("width", "blocks", "stages", "stem_stride", "dropout", "flip_average", *CHOICES)
+
+
+# The gradient of torch 2.15's 1x1 convolution with a stride writes past its memory on a CPU with several threads, where it
+# has 8 or 12 input channels and an odd batch. Below this width it runs without a stride on the positions that it would take.
+_LEAST_STRIDED_CHANNELS = 16
 
 
 class SmallResNet(Network):
@@ -104,7 +110,13 @@ class _Block(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         active = self.activation(self.norm1(maps))
         out: Tensor = self.conv2(self.activation(self.norm2(self.conv1(active))))
-        return out + (maps if self.skip is None else self.skip(active))
+        return out + (maps if self.skip is None else self._shortcut(self.skip, active))
+
+    def _shortcut(self, skip: nn.Conv2d, active: Tensor) -> Tensor:
+        if self.training and skip.stride[0] > 1 and skip.in_channels < _LEAST_STRIDED_CHANNELS:
+            return F.conv2d(active[:, :, :: skip.stride[0], :: skip.stride[1]], skip.weight)
+        out: Tensor = skip(active)
+        return out
 
 
 def build(num_classes: int, image_size: tuple[int, int], options: Mapping[str, Option]) -> SmallResNet:
