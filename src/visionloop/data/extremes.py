@@ -45,7 +45,7 @@ def extremes(policy: AugmentPolicy) -> tuple[Extreme, ...]:
         alone = policy.only(name)
         if name in _ENDS:
             value = getattr(policy, name)
-            found.append(Extreme(name, "" if value is True else f"{value:g}", alone, _ENDS[name]))
+            found.append(Extreme(name, "" if value is True or value == "alternating" else f"{value:g}", alone, _ENDS[name]))
         else:
             found += [
                 Extreme(f"{name}_{kind}", "", alone, _kind_ends(alone, index, kind in automatic.SIGNED))

@@ -61,6 +61,8 @@ def test_every_change_has_ends_that_pin_its_own_columns() -> None:
         for end in one.ends:
             assert set(end) <= set(columns(one.policy))
             assert all(0 <= value < 1 for value in end.values())
+    (turned,) = extremes(AugmentPolicy(horizontal_flip="alternating"))
+    assert (turned.setting, turned.ends) == ("", ({"mirrored": 0},))
 
 
 def test_words() -> None:
