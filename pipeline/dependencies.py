@@ -1,7 +1,7 @@
 """Which files and which sections of `params.yaml` a stage uses, read from its source, and `dvc.yaml` brought in line.
 
-`python -m pipeline.dependencies` prints what is missing or too much in both `dvc.yaml`; `--write` mends the module lines. The
-contract test calls `differences`. Reads source only; imports nothing of the stages.
+`python -m pipeline.dependencies` prints what is missing or too much in both `dvc.yaml`; `--write` mends the module lines.
+The contract test calls `differences`. Reads source only; imports nothing of the stages.
 
 Does not cover: data files, which the end-to-end test watches while the stages run.
 """

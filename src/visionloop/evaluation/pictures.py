@@ -85,8 +85,8 @@ def folds_png(
 ) -> bytes:
     """Each fold's accuracy and the mean over the folds, each as (value, low, high); below, the recall of each class.
 
-    `recalls` has a row per class with its recall in each fold, NaN where the fold has none of it; the classes with the lowest
-    mean are shown, the worst first.
+    `recalls` has a row per class with its recall in each fold, NaN where the fold has none of it; the classes with the
+    lowest mean are shown, the worst first.
     """
     known = [[value for value in row if not math.isnan(value)] for row in recalls]
     order = sorted((index for index in range(len(labels)) if known[index]), key=lambda index: np.mean(known[index]))

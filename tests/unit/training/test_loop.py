@@ -162,7 +162,7 @@ def test_the_average_of_the_weights_is_validated_and_kept(tmp_path: Path) -> Non
 def test_training_on_attacked_images_learns_and_resists(kind: str, tmp_path: Path) -> None:
     data = worlds.split(48, 1)
     epochs = 4 if kind == "free" else 8
-    settings = {"adversarial": kind, "adversarial_epsilon": 12.0, "adversarial_steps": 3}
+    settings: dict[str, Any] = {"adversarial": kind, "adversarial_epsilon": 12.0, "adversarial_steps": 3}
     hardened = run(tmp_path / "hard", epochs=epochs, **settings)
     plain = run(tmp_path / "plain", epochs=8)
     assert hardened.best.val_accuracy >= 0.8
