@@ -149,3 +149,18 @@ def test_a_wrong_parameter_stops_the_first_stage(own_road: Project) -> None:
     assert done.returncode != 0
     assert "unknown key 'train.early_stoping_epochs'; did you mean 'early_stopping_epochs'?" in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_cross_validation_runs_when_it_is_asked_for_and_its_answers_reach_clean(own_road: Project) -> None:
+    own_road.cli("crossvalidate", "cnn", "--accept", timeout=500)
+    report = own_road.root / "reports/crossvalidate/cnn"
+    numbers = json.loads((report / "metrics.json").read_text())
+    split = pd.read_parquet(own_road.root / "data/split.parquet")
+    answers = pd.read_parquet(report / "out_of_fold.parquet")
+    held = split[split["split"] != "test"].set_index("id")
+    assert numbers["folds"] == 5 and numbers["images"] == len(answers) == len(held)
+    assert (answers.set_index("id")["fold"] == held["fold"].loc[answers["id"]]).all()
+    assert set(json.loads(own_road.run("dvc", "status", "dvc.yaml", "--json").stdout)) == {"clean"}
+    said = own_road.run("dvc", "repro", timeout=500).stdout
+    assert f"Labels of {len(held):,} images are judged by the cnn's out-of-fold answers" in said
+    assert "Running stage 'train" not in said, "a remark on a label changes no image"

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from visionloop.evaluation.curves import pr_curves
-from visionloop.evaluation.pictures import confusion_png, gradcam_png, mistakes_png, pr_curves_png
+from visionloop.evaluation.pictures import confusion_png, folds_png, gradcam_png, mistakes_png, pr_curves_png
 from visionloop.evaluation.predictions import SplitPredictions
 
 ODD = ("$5", "ein sehr langer Name einer Klasse", "$_{", "日本")
@@ -44,3 +44,13 @@ def test_heat_maps_and_mistakes_and_their_absence() -> None:
     hidden = mistakes_png(images[:0], [], [], np.zeros(0), mistakes=7, of=20, title="t")
     assert size(some) != size(none)
     assert none != hidden
+
+
+def test_folds_with_odd_names_and_a_class_that_a_fold_lacks() -> None:
+    folds = [(0.9, 0.8, 0.95), (1.0, 0.9, 1.0)]
+    recalls = [[0.8, 1.0], [1.0, float("nan")], [float("nan")] * 2, [0.5, 0.7]]
+    png = folds_png(folds, (0.95, 0.7, 1.0), recalls, ODD, "folds with $")
+    assert png == folds_png(folds, (0.95, 0.7, 1.0), recalls, ODD, "folds with $")
+    assert size(png) == (990, 715)
+    many = [[index / 200, index / 150] for index in range(100)]
+    assert size(folds_png(folds, (0.95, 0.7, 1.0), many, [f"class {index}" for index in range(100)], "many")) == (990, 715)
