@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline import repro, watched
 from visionloop.errors import PipelineError
@@ -66,8 +67,9 @@ def test_a_name_that_is_no_utf8_is_named(cat: Path, tmp_path: Path) -> None:
 
 def test_a_teacher_that_is_not_there_is_named(cat: Path, tmp_path: Path) -> None:
     params = tmp_path / "params.yaml"
-    before, vit = params.read_text().split("  vit:\n    architecture", 1)
-    params.write_text(before + "  vit:\n    architecture" + vit.replace("teacher: none", "teacher: big", 1))
+    tree = yaml.safe_load(params.read_text())
+    tree["train"]["vit"]["teacher"] = "big"
+    params.write_text(yaml.safe_dump(tree))
     assert watched.obstacles(tmp_path) == [
         "train.vit.teacher is 'big', but there is no models/big/card.json; put a trained model there (its model.pt and "
         "card.json), or set teacher to none."
