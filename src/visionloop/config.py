@@ -743,18 +743,56 @@ def _space_problem(params: Params, key: str, entry: SpaceEntry) -> str:  # noqa:
         return f"there is no such key to tune; {hint}"
     if key == "train.epochs" and (tune.epochs is not None or tune.pruner != "none"):
         return "epochs can be tuned with tune.epochs: null and tune.pruner: none only, since pruning compares equal epochs"
-    if key.startswith("augment.") and ("variants" in (entry.choices or ()) or params.augment.balance == "variants"):
-        return "variants are stored by the stage augment, before training; tune with augment.balance: none or sampler"
+    if key.startswith("augment.") and "variants" in (entry.choices or ()):
+        return _VARIANTS
     if entry.choices is None and not is_option and (problem := _range_problem(key, entry)):
         return problem
     if tune.sampler == "grid" and entry.values(is_whole(tune.family, key, entry)) is None:
         return "tune.sampler is grid, and this range has no end of values; give it a step, or choices"
     for value in entry.extremes:
-        try:
-            tuned(params.train, params.augment, tune.family, {key: value})
-        except ConfigError as error:
-            return f"{_shown(value)} is not allowed: {str(error).rstrip('.')}"
+        if problem := _value_problem(params, key, value):
+            return f"{_shown(value)} is not allowed: {problem.rstrip('.')}"
     return ""
+
+
+def _value_problem(params: Params, key: str, value: Scalar) -> str:
+    """Why this key may never have this value, whatever the others are, or "".
+
+    What the present settings have against it is for `refuse_space` to say: their change must not stop who does not tune.
+    """
+    section, *parts = key.split(".")
+    kind: type[BaseModel] = TrainParams if section == "train" else AugmentParams
+    tree = getattr(params, section).model_dump()
+    changes: Any = value
+    for part in reversed(parts):
+        changes = {part: changes}
+    _lay_over(tree, changes)
+    try:
+        kind.model_validate(tree)
+    except ValidationError as error:
+        # A validator of a whole section speaks of several keys together, and gets the whole section.
+        own = [dict(item) for item in error.errors() if not isinstance(item["input"], Mapping)]
+        return _sentence(own[0], kind, f"{section}.") if own else ""
+    return ""
+
+
+_VARIANTS = "variants are stored by the stage augment, before training; tune with augment.balance: none or sampler"
+
+
+def refuse_space(tune: TuneParams, train: TrainParams, augment: AugmentParams) -> None:
+    """Refuse a search space that does not go with the settings that it would change.
+
+    Raises:
+        ConfigError: naming the key and the value.
+    """
+    for key, entry in tune.space.items():
+        if key.startswith("augment.") and augment.balance == "variants":
+            raise ConfigError(f"params.yaml: tune.space, {key}: {_VARIANTS}.")
+        for value in entry.extremes:
+            try:
+                tuned(train, augment, tune.family, {key: value})
+            except ConfigError as error:
+                raise ConfigError(f"params.yaml: tune.space, {key}: {_shown(value)} is not allowed: {error}") from None
 
 
 def _range_problem(key: str, entry: SpaceEntry) -> str:

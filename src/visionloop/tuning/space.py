@@ -29,6 +29,7 @@ from visionloop.config import (
     TrainParams,
     TuneParams,
     is_whole,
+    refuse_space,
     tuned,
 )
 from visionloop.data.packing import PackedMeta
@@ -68,6 +69,7 @@ class Plan:
             )
         if augment.store != "packed":
             raise ConfigError(f"tune trains on data/packed and augment.store is {augment.store}; set it to packed.")
+        refuse_space(tune, train, augment)
         if tune.epochs is not None:
             train, augment = tuned(train, augment, tune.family, {"train.epochs": tune.epochs})
         return cls(tune, train, augment, meta)

@@ -175,7 +175,7 @@ def test_ctrl_c_ends_the_stage_and_a_second_run_is_refused_meanwhile(root: Path)
         with pytest.raises(PipelineError, match=rf"The pipeline runs already \(process {run.pid}\)"):
             repro.reproduce(root=root)
         run.send_signal(signal.SIGINT)
-        run.wait(15)
+        run.wait(60)
         assert gone(stage, 5)
     finally:
         process.reap(repro.MARK, str(root))
@@ -187,7 +187,7 @@ def test_the_orphan_of_a_killed_run_is_ended_before_the_next(root: Path) -> None
     run, stage = start(root)
     try:
         os.kill(run.pid, signal.SIGKILL)
-        run.wait(15)
+        run.wait(60)
         (root / "first.py").write_text("open('first.txt', 'w').write('1')\n")
         lines: list[str] = []
         result = repro.reproduce(["first"], on_line=lines.append, root=root)

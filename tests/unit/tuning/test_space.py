@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.unit.tuning.studies import CONTINUOUS, GRID, ROOT, plan
-from visionloop.config import PreprocessParams, SpaceEntry, load_params, parse_params, tuned_tree
+from visionloop.config import PreprocessParams, SpaceEntry, load_params, parse_params, refuse_space, tuned_tree
 from visionloop.data.policy import AugmentPolicy
 from visionloop.errors import ConfigError
 from visionloop.tuning.space import Plan, same
@@ -189,3 +189,10 @@ def test_the_shipped_space_can_be_searched(tmp_path: Path) -> None:
         update={"policy": AugmentPolicy.from_params(params.augment), "preprocess": params.preprocess.spec}
     )
     Plan.of(params.tune, params.train, params.augment, params.preprocess, meta).check()
+
+
+def test_settings_that_a_space_does_not_go_with_stop_tuning_and_nothing_else() -> None:
+    params = parse_params(TEXT.replace("  balance: none ", "  balance: variants "))
+    assert params.augment.balance == "variants"
+    with pytest.raises(ConfigError, match=r"tune\.space, augment\.\w+: variants are stored by the stage augment"):
+        refuse_space(params.tune, params.train, params.augment)
