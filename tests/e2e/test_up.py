@@ -81,9 +81,17 @@ def shared_memory() -> set[str]:
     return {path.name for path in Path("/dev/shm").glob("visionloop_*")}
 
 
+def memory_names(up: Up) -> tuple[str, ...]:
+    """How the names of this server's memory begin, as its command says; servers of other tests may run meanwhile."""
+    commands = " ".join(word for one in up.processes() for word in one.cmdline())
+    prefixes = tuple(set(re.findall(r"visionloop_[0-9a-f]{16}", commands)))
+    assert prefixes
+    return prefixes
+
+
 def test_everything_answers_restarts_and_ctrl_c_leaves_nothing(project: Project, up: Up) -> None:
-    memory_before = shared_memory()
     found = up.endpoints()
+    prefixes = memory_names(up)
     with Client(found.triton_http) as http, Client(found.triton_grpc, "grpc") as grpc:
         sent = images(3)
         answers = http.predict_images(sent)
@@ -123,21 +131,18 @@ def test_everything_answers_restarts_and_ctrl_c_leaves_nothing(project: Project,
     assert up.process.wait(20) == 0, up.log.read_text()
     assert time.monotonic() - begin < 15
     assert up.processes() == []
-    assert shared_memory() <= memory_before
+    assert not [name for name in shared_memory() if name.startswith(prefixes)]
     assert not (project.root / "var/run/endpoints.json").exists()
 
 
 def test_after_kill_9_the_children_go_and_the_next_up_comes(project: Project, up: Up) -> None:
     up.endpoints()
     assert len(up.processes()) > 4
-    # Servers of other tests may run meanwhile; each names its memory in its command.
-    commands = " ".join(word for one in up.processes() for word in one.cmdline())
-    prefixes = set(re.findall(r"visionloop_[0-9a-f]{16}", commands))
-    assert prefixes
+    prefixes = memory_names(up)
     up.process.kill()
     up.process.wait(10)
     up.wait("the children end by themselves", 20, lambda: not up.processes())
-    assert not [name for name in shared_memory() if name.startswith(tuple(prefixes))]
+    assert not [name for name in shared_memory() if name.startswith(prefixes)]
 
     (project.root / "var/run/endpoints.json").unlink()
     again = Up(project)

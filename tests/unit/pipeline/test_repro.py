@@ -146,7 +146,13 @@ def test_no_project_is_said(tmp_path: Path) -> None:
 
 
 SLEEPER = "import pathlib, os, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(60)\n"
-RUN = "import sys, pathlib; from pipeline import repro; repro.reproduce(on_line=repr, root=pathlib.Path(sys.argv[1]))"
+# A shell that starts the tests in the background leaves Ctrl-C ignored, and Python then takes no notice of it either.
+RUN = """
+import pathlib, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from pipeline import repro
+repro.reproduce(on_line=repr, root=pathlib.Path(sys.argv[1]))
+"""
 
 
 def start(root: Path) -> tuple[subprocess.Popen[bytes], int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 from typing import Any
 
 import pytest
@@ -149,7 +150,8 @@ def test_narrow_convolutions_are_not_compiled_on_several_threads(width: int, thr
     finally:
         torch.set_num_threads(before)
     assert ("network.stem has 3 and 8 channels" in said) == risky
-    assert ("Steps are not compiled: 0 s of steps are to come" in said) != risky or bool(compiler.missing())
+    short = re.search(r"Steps are not compiled: \d+ s of steps are to come", said) is not None
+    assert short != risky or bool(compiler.missing())
     assert always == Execution(compiled=True)
     assert warned.startswith("Steps are compiled as asked, but network.stem has 3 and 8") == risky
 
