@@ -34,9 +34,10 @@ from visionloop.config import TrainParams, load_params
 from visionloop.data.packing import PackedMeta, PackedSplit, load_meta, load_split
 from visionloop.evaluation.metrics import wilson
 from visionloop.files import write_json
-from visionloop.models import Family, build
+from visionloop.models import Family
 from visionloop.training import EpochRecord, clear_resume, train
 from visionloop.training.batches import count
+from visionloop.training.building import classifier_for
 from visionloop.training.optimizers import Optimizer
 
 RECIPE = Path("recipes/cifar10-speed.yaml")
@@ -254,14 +255,7 @@ def flops_per_step(params: TrainParams, meta: PackedMeta) -> float:
     """Floating-point operations of one update of the optimizer, products alone."""
     own = params.family(FAMILY)
     with torch.random.fork_rng(devices=[]):
-        model = build(
-            own.architecture,
-            num_classes=len(meta.labels),
-            image_size=(meta.preprocess.height, meta.preprocess.width),
-            mean=meta.mean,
-            std=meta.std,
-            options=own.options,
-        )
+        model = classifier_for(own, meta)
     settings = params.of(FAMILY)
     optimizer = Optimizer(model, settings, own, steps_images=settings.batch_size * settings.accumulate)
     for parameter in model.parameters():

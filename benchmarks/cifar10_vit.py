@@ -34,10 +34,11 @@ from visionloop.config import Params, TrainParams, load_params
 from visionloop.data.packing import PackedMeta, PackedSplit, load_meta, load_split
 from visionloop.evaluation.metrics import wilson
 from visionloop.files import write_json
-from visionloop.models import Family, build
+from visionloop.models import Family
 from visionloop.paths import PACKED, PARAMS
 from visionloop.records import SPLITS
 from visionloop.training import EpochRecord, train
+from visionloop.training.building import classifier_for
 
 RECIPE = Path("recipes/cifar10-vit.yaml")
 OUTPUT = Path("benchmarks/results/cifar10_vit.json")
@@ -203,16 +204,8 @@ def earlier_rows(output: Path, name: dict[str, Any]) -> dict[int, dict[str, floa
 
 def flops_per_image(settings: TrainParams, meta: PackedMeta, family: Family, images: int = 16) -> float:
     """Floating-point operations of one image's way forwards and backwards, products and convolutions."""
-    own = settings.family(family)
     with torch.random.fork_rng(devices=[]):
-        model = build(
-            own.architecture,
-            num_classes=len(meta.labels),
-            image_size=(meta.preprocess.height, meta.preprocess.width),
-            mean=meta.mean,
-            std=meta.std,
-            options=own.options,
-        )
+        model = classifier_for(settings.family(family), meta)
     pixels = torch.zeros(images, meta.preprocess.height, meta.preprocess.width, 3, dtype=torch.uint8)
     with FlopCounterMode(display=False) as counter:
         torch.autograd.backward(F.cross_entropy(model(pixels)[0], torch.zeros(images, dtype=torch.int64)))

@@ -27,18 +27,18 @@ import numpy as np
 import torch
 import yaml
 
-from visionloop.card import ModelCard
 from visionloop.compression.export import onnx_bytes
 from visionloop.compression.parity import accuracy
 from visionloop.compression.quantize import Recipe, calibration_indices, quantize
 from visionloop.config import Params, load_params
-from visionloop.data.packing import PackedMeta, load_meta, load_split
+from visionloop.data.packing import load_meta, load_split
 from visionloop.files import write_json
-from visionloop.models import Classifier, Family
+from visionloop.models import Family
 from visionloop.paths import DECISIONS, PACKED, PARAMS
 from visionloop.records import SPLITS
 from visionloop.runtime import OnnxModel
 from visionloop.training import train
+from visionloop.training.building import card_for
 
 RECIPE = Path("recipes/digits.yaml")
 OUTPUT = Path("benchmarks/results/digits_accuracy.json")
@@ -116,7 +116,7 @@ def one(family: Family, seed: int, params: Params, packed: Path, resume: Path) -
     settings = params.train.model_copy(update={"seed": seed})
     result = train(family, training, val, meta, settings, resume=resume)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-    fp32 = onnx_bytes(result.classifier, card=card_of(result.classifier, meta), opset=params.export.opset)
+    fp32 = onnx_bytes(result.classifier, card=card_for(result.classifier, meta), opset=params.export.opset)
     recipe = Recipe(params.quantize.operators.of(family), params.quantize.calibration, params.quantize.per_channel)
     chosen = calibration_indices(training.labels, params.quantize.calibration_images)
     int8 = quantize(fp32, training.images[chosen], recipe)
@@ -127,21 +127,6 @@ def one(family: Family, seed: int, params: Params, packed: Path, resume: Path) -
         "train_seconds": seconds,
         "train_cpu_seconds": cpu_seconds,
     }
-
-
-def card_of(classifier: Classifier, meta: PackedMeta) -> ModelCard:
-    """The card that the exporter reads."""
-    return ModelCard(
-        family=classifier.family,
-        architecture=classifier.architecture,
-        labels=meta.labels,
-        preprocess=meta.preprocess,
-        mean=meta.mean,
-        std=meta.std,
-        embedding_size=classifier.embedding_size,
-        precision="fp32",
-        parameters=sum(parameter.numel() for parameter in classifier.parameters()),
-    )
 
 
 def summarize(rows: list[dict[str, float | str]]) -> dict[str, float]:

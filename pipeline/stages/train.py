@@ -20,7 +20,6 @@ from dvclive.live import Live
 from pipeline.launch import launch, launched
 from pipeline.stages import family_argument, run_stage
 from visionloop import __version__
-from visionloop.card import ModelCard
 from visionloop.config import ComputeParams, TrainParams, load_section
 from visionloop.data.packing import PackedSplit, load_meta, load_split
 from visionloop.files import write_bytes
@@ -47,6 +46,7 @@ def main() -> None:
     import torch
 
     from visionloop.training import clear_resume, train
+    from visionloop.training.building import card_for
     from visionloop.training.distributed import join
 
     folder = family_folder(family)
@@ -88,17 +88,10 @@ def main() -> None:
     torch.save(classifier.state_dict(), buffer)
     write_bytes(folder / MODEL_TORCH, buffer.getvalue())
     settings = params.family(family)
-    card = ModelCard(
-        family=family,
-        architecture=classifier.architecture,
+    card = card_for(
+        classifier,
+        meta,
         architecture_options=dict(settings.options),
-        labels=meta.labels,
-        preprocess=meta.preprocess,
-        mean=meta.mean,
-        std=meta.std,
-        embedding_size=classifier.embedding_size,
-        precision="fp32",
-        parameters=sum(parameter.numel() for parameter in classifier.parameters()),
         metrics={"val_accuracy": round(result.best.val_accuracy, 6), "val_loss": round(result.best.val_loss, 6)},
         lineage={"data": meta.data_id, "visionloop": __version__, "torch": torch.__version__},
         notes=(f"Trained {len(result.history)} epochs; the weights are those of epoch {result.best.epoch}.", *result.notes),

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
+from tests.unit.training import worlds
 from visionloop import crossvalidation
 from visionloop.crossvalidation import CrossValidated, corrected_t, cross_validate, fold_rows, interval, summarize
 from visionloop.data.out_of_fold import OutOfFold
 from visionloop.data.packing import PackedSplit
 from visionloop.errors import ConfigError, DataError
 from visionloop.training import EpochRecord
-
-
-def _load_worlds() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fold_worlds", Path(__file__).parent / "training" / "worlds.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fold_worlds"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-worlds = _load_worlds()
 
 
 def sides() -> list[PackedSplit]:

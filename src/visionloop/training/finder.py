@@ -22,10 +22,11 @@ from torch import Tensor
 from visionloop.config import TrainParams
 from visionloop.data.packing import PackedMeta, PackedSplit
 from visionloop.errors import ConfigError, TrainingError
-from visionloop.models import Classifier, Family, build
+from visionloop.models import Classifier, Family
 from visionloop.models.devices import choose_device
 from visionloop.progress import track
 from visionloop.training.batches import Batch, seed_of, train_batches
+from visionloop.training.building import classifier_for
 from visionloop.training.execution import Execution
 from visionloop.training.freezing import apply_freeze
 from visionloop.training.losses import Loss
@@ -80,16 +81,7 @@ def find_rate(
     device = choose_device(params.device)
     with torch.random.fork_rng(devices=[0] if device.type == "cuda" else []):
         torch.manual_seed(seed_of(params.seed, 0, 2))
-        model = build(
-            settings.architecture,
-            num_classes=len(meta.labels),
-            image_size=(meta.preprocess.height, meta.preprocess.width),
-            mean=meta.mean,
-            std=meta.std,
-            options=settings.options,
-            weights=settings.weights,
-            weights_sha256=settings.weights_sha256,
-        ).to(device)
+        model = classifier_for(settings, meta).to(device)
         apply_freeze(model, settings)
         steps_images = params.batch_size * params.accumulate
         optimizer = Optimizer(model, params, settings, steps_images=steps_images)

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,13 @@ from visionloop.config import FamilyParams, TrainParams
 from visionloop.data.packing import PackedMeta, PackedSplit
 from visionloop.errors import ConfigError, DataError
 from visionloop.files import sha256_file
-from visionloop.models import Classifier, Family, build
+from visionloop.models import Classifier, Family
 from visionloop.models.devices import choose_device
 from visionloop.progress import SECONDS_BETWEEN_LINES, line
 from visionloop.training.adversarial import Adversary
 from visionloop.training.bad_batch import LossGuard
 from visionloop.training.batches import Batch, batch_sizes, look, plain_batches, seed_of, to_device, train_batches
+from visionloop.training.building import classifier_for
 from visionloop.training.checkpoint import Checkpoints
 from visionloop.training.distillation import load_teacher, teacher_id
 from visionloop.training.distributed import Ranks
@@ -124,16 +124,7 @@ def train(
     # Seeding torch's global generator is how initial weights and dropout are drawn; the caller's is put back afterwards.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed_of(params.seed, 0, 2))
-        make = partial(
-            build,
-            settings.architecture,
-            num_classes=len(meta.labels),
-            image_size=(meta.preprocess.height, meta.preprocess.width),
-            mean=meta.mean,
-            std=meta.std,
-            options=settings.options,
-        )
-        classifier = make(weights=settings.weights, weights_sha256=settings.weights_sha256)
+        classifier = classifier_for(settings, meta)
         if classifier.family != family:
             raise ConfigError(
                 f"train.{family}.architecture is '{settings.architecture}', which is of the family '{classifier.family}'; "
@@ -157,7 +148,7 @@ def train(
         resumed_after = run.until_done(Checkpoints(resume, name), on_epoch)
         best, weights = run.result()
         # A fresh one: what was trained may be compiled, laid out otherwise or spread over processes.
-        classifier = make(weights=None)
+        classifier = classifier_for(settings, meta, pretrained=False)
         classifier.load_state_dict(weights)
     return TrainResult(classifier.eval(), best, tuple(run.history), run.execution, resumed_after, tuple(run.notes))
 
@@ -271,8 +262,10 @@ class _Run:
         chosen: dict[str, Any] | None = None
         if self.ranks.main:
             batch = next(self._batches(1)).each(lambda part: part.to(self.device))
+            # Attacked images are floats, and so have a graph of their own.
+            images = batch.images if self.adversary is None else batch.images.float()
             execution, note = measure_execution(
-                self.model.train(), batch.images, batch.labels, self.params, steps=self.params.epochs * self.steps
+                self.model.train(), images, batch.labels, self.params, steps=self.params.epochs * self.steps
             )
             chosen = {"execution": execution.state_dict(), "note": note}
         chosen = self.ranks.broadcast(chosen)

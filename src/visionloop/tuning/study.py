@@ -32,7 +32,6 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from visionloop.card import ModelCard
 from visionloop.compression.export import onnx_bytes
 from visionloop.config import FamilyParams
 from visionloop.data.packing import PackedSplit
@@ -40,6 +39,7 @@ from visionloop.errors import ArtifactError, ConfigError, DataError, TrainingErr
 from visionloop.models import Classifier
 from visionloop.runtime import OnnxModel, measure_latency
 from visionloop.training import EpochRecord, train
+from visionloop.training.building import card_for
 from visionloop.tuning.space import Plan, Values, same, shown
 
 # A worker elsewhere that has not moved its counter for this long is dead: six missed beats.
@@ -242,18 +242,7 @@ class Tuning:
         """Milliseconds for one image, median. Measured once for a network: other weights do not make it faster."""
         key = f"latency_ms {settings.architecture} {json.dumps(settings.options, sort_keys=True)}"
         if key not in self.study.user_attrs:
-            meta = self.plan.meta
-            card = ModelCard(
-                family=self.plan.tune.family,
-                architecture=classifier.architecture,
-                labels=meta.labels,
-                preprocess=meta.preprocess,
-                mean=meta.mean,
-                std=meta.std,
-                embedding_size=classifier.embedding_size,
-                precision="fp32",
-                parameters=sum(parameter.numel() for parameter in classifier.parameters()),
-            )
+            card = card_for(classifier, self.plan.meta)
             model = OnnxModel(onnx_bytes(classifier, card=card, opset=self._opset))
             found = measure_latency(model, self._val_data.images, (1,), _LATENCY_CALLS)[0].p50_ms
             with self._locked():

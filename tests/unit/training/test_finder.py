@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from tests.unit.training import worlds
 from visionloop.errors import ConfigError, TrainingError
 from visionloop.models import build
 from visionloop.training.finder import RateSweep, find_rate, picture, suggest
-
-
-def _load_worlds() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("training_worlds", Path(__file__).with_name("worlds.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["training_worlds"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-worlds = _load_worlds()
 
 
 def sweep(**changes: object) -> RateSweep:

@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.unit.training import worlds
 from visionloop.config import FamilyParams
 from visionloop.errors import ConfigError
 from visionloop.models import Classifier, build, check_buildable
 from visionloop.training.freezing import apply_freeze
 from visionloop.training.optimizers import Optimizer
-
-
-def _load_worlds() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("training_worlds", Path(__file__).with_name("worlds.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["training_worlds"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-worlds = _load_worlds()
 
 
 def frozen(freeze: str, name: str = "resnet18", size: int = 32) -> tuple[Classifier, FamilyParams]:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tests.unit.training import worlds
 from visionloop.data.packing import PackedSplit
 from visionloop.data.policy import AugmentPolicy
 from visionloop.errors import ConfigError, DataError, TrainingError
@@ -23,19 +21,7 @@ from visionloop.training.adversarial import accuracy_under_attack
 from visionloop.training.bad_batch import load_bad_batch
 
 
-def _load_worlds() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("training_worlds", Path(__file__).with_name("worlds.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["training_worlds"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-worlds = _load_worlds()
-
-
-def run(folder: Path, family: Family = "cnn", **changes: object) -> TrainResult:
+def run(folder: Path, family: Family = "cnn", **changes: Any) -> TrainResult:
     policy = changes.pop("policy", None)
     return train(
         family, worlds.split(96, 0), worlds.split(48, 1), worlds.meta(policy), worlds.params(**changes), resume=folder

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
-import sys
 from collections.abc import Mapping
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.unit.training import worlds
 from visionloop.models import Classifier, build
 from visionloop.models.network import Network, Option
 from visionloop.training.optimizers import Optimizer, batch_scale, groups, is_spared, muon_names, shares
 
-
-def _load_worlds() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("training_worlds", Path(__file__).with_name("worlds.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["training_worlds"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-worlds = _load_worlds()
 KINDS = ("sgd", "adam", "adamw", "muon")
 
 

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from torch.optim import lr_scheduler
 
+from tests.unit.training import worlds
 from visionloop.training.schedules import Schedule
-
-
-def _load_worlds() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("training_worlds", Path(__file__).with_name("worlds.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["training_worlds"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-worlds = _load_worlds()
 
 
 def schedule(kind: str, *, epochs: int = 10, per_epoch: int = 10, **changes: object) -> Schedule:
