@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from visionloop.errors import ArtifactError
@@ -20,6 +22,37 @@ from visionloop.preprocess import PreprocessSpec
 INPUT_NAME = "images"  # uint8 [N, H, W, 3]
 LOGITS_NAME = "logits"  # float32 [N, K]
 EMBEDDING_NAME = "embedding"  # float32 [N, D]
+
+
+FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
+
+
+class UnknownRule(BaseModel):
+    """When an image is answered with "unknown": its score is above the threshold."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    score: Literal["energy", "distance", "probability"]
+    threshold: float  # higher scores are stranger, whichever score it is
+    kept: float = Field(gt=0, le=1)  # of the validation images that are at or below it
+
+
+class Calibration(BaseModel):
+    """How far the model's answers are to be trusted, fitted on the validation side by `calibrate`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    temperature: float = Field(gt=0, allow_inf_nan=False)  # logits are divided by it; inside the exported graph
+    precision_thresholds: dict[str, float | None]  # label -> least probability for the stated precision; None: none has it
+    unknown: UnknownRule | None  # None: there were too few validation images to set one
+    review_below: float  # an answer whose probability is below goes to a person; 0: none does
+    review_share: float = Field(ge=0, lt=1)  # of the validation images that are below
+
+    def apply(self, logits: FloatArray) -> FloatArray:
+        """Calibrated probabilities, float64 [N, K], of raw logits [N, K] (those the torch model gives)."""
+        scaled = np.asarray(logits, np.float64) / self.temperature
+        exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True, initial=-np.inf))
+        return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
 
 
 class ModelCard(BaseModel):
@@ -42,6 +75,7 @@ class ModelCard(BaseModel):
     lineage: dict[str, str] = Field(default_factory=dict)  # "data": sha256 of the split, "visionloop": version, ...
     notes: tuple[str, ...] = ()  # decisions in words, as "INT8 is shipped: ..."
     architecture_options: dict[str, Any] = Field(default_factory=dict)
+    calibration: Calibration | None = None
 
     def with_files(self, folder: Path, names: tuple[str, ...]) -> ModelCard:
         """A card that names these files of `folder` with their present hashes, and no others."""
