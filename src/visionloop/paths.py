@@ -52,6 +52,7 @@ EXPORTED = Path("models/exported")  # model.onnx (FP32), card.json, golden.npz
 EXPORT_REPORT = Path("reports/export.json")
 SHIPPED = Path("models/shipped")  # model.onnx (INT8 or FP32, whichever earned it), embedding_pca.npz, card.json
 QUANTIZE_REPORT = Path("reports/quantize.json")
+VARIANTS = Path("reports/variants.csv")  # speed, size and memory of torch, FP32 and INT8 by batch size
 # deploy
 MODEL_REPOSITORY = Path("model_repository")
 DEPLOY_REPORT = Path("reports/deploy.json")

@@ -7,12 +7,14 @@ ones. Does not cover: making models (`visionloop.compression`) and turning logit
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -162,6 +164,14 @@ def check_agreement(model: OnnxModel, card: ModelCard, folder: Path) -> None:
             )
 
 
+class Answers(Protocol):
+    """Whatever answers images: an `OnnxModel`, or another form of a model that is timed beside one."""
+
+    def run(self, images: Images, /) -> object:
+        """Answer uint8 images [N, H, W, 3]."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Latency:
     """How long one call takes, on this machine, as it was loaded at that moment."""
@@ -169,6 +179,8 @@ class Latency:
     batch_size: int
     p50_ms: float
     p95_ms: float
+    p99_ms: float
+    calls: int  # that were timed; of fewer than 100, the slowest is the 99th percentile or near it
 
     @property
     def images_per_second(self) -> float:
@@ -188,27 +200,31 @@ def measure_latency(model: OnnxModel, images: Images, batch_sizes: Sequence[int]
 
 
 def compare_latency(
-    models: Mapping[str, OnnxModel], images: Images, batch_sizes: Sequence[int], repeats: int
+    models: Mapping[str, Answers], images: Images, batch_sizes: Sequence[int], repeats: int
 ) -> dict[str, tuple[Latency, ...]]:
-    """As `measure_latency`, for several models call by call in turn.
+    """As `measure_latency`, for several models call by call in turn, in every order equally often.
 
-    Another load on the machine then slows them alike, so that their ratio holds where the single figures do not.
+    Another load on the machine then slows them alike, so that their ratio holds where the single figures do not. Before each
+    timed call the same model answers once untimed: a small model would otherwise pay for the caches that a large one, called
+    before it, has filled.
     """
     results: dict[str, list[Latency]] = {name: [] for name in models}
     for batch_size in batch_sizes:
-        batch = images[np.arange(batch_size) % len(images)]
+        batch = np.ascontiguousarray(images[np.arange(batch_size) % len(images)])
         for model in models.values():
             for _ in range(3):  # the first calls allocate
                 model.run(batch)
         times: dict[str, list[float]] = {name: [] for name in models}
-        for _ in range(repeats):
-            for name, model in models.items():
+        orders = itertools.cycle(itertools.permutations(models.items()))
+        for order in itertools.islice(orders, repeats):
+            for name, model in order:
+                model.run(batch)
                 start = time.perf_counter()
                 model.run(batch)
                 times[name].append((time.perf_counter() - start) * 1000)
         for name, values in times.items():
-            p95 = float(np.percentile(values, 95))
-            results[name].append(Latency(batch_size, statistics.median(values), p95))
+            p95, p99 = (float(value) for value in np.percentile(values, (95, 99)))
+            results[name].append(Latency(batch_size, statistics.median(values), p95, p99, len(values)))
     return {name: tuple(values) for name, values in results.items()}
 
 

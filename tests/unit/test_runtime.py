@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
 from onnx import TensorProto
@@ -168,8 +169,25 @@ def test_a_model_without_labels_of_its_own_is_refused(tmp_path: Path) -> None:
 def test_latency_is_asked_per_batch_size_and_gives_a_rate() -> None:
     found = measure_latency(OnnxModel(GOOD, threads=1), IMAGES, (1, 8), repeats=5)
     assert [item.batch_size for item in found] == [1, 8]
-    assert all(0 < item.p50_ms <= item.p95_ms for item in found)
-    assert Latency(batch_size=8, p50_ms=4.0, p95_ms=5.0).images_per_second == 2000
+    assert all(0 < item.p50_ms <= item.p95_ms <= item.p99_ms and item.calls == 5 for item in found)
+    assert Latency(batch_size=8, p50_ms=4.0, p95_ms=5.0, p99_ms=6.0, calls=5).images_per_second == 2000
+
+
+class Recorder:
+    """Answers nothing and writes down who was called when."""
+
+    def __init__(self, name: str, calls: list[str]) -> None:
+        self.name, self.calls = name, calls
+
+    def run(self, images: npt.NDArray[np.uint8]) -> None:
+        assert images.shape == (8, SIDE, SIDE, 3) and images.flags.c_contiguous
+        self.calls.append(self.name)
+
+
+def test_models_are_called_in_every_order_each_once_untimed_before() -> None:
+    calls: list[str] = []
+    compare_latency({name: Recorder(name, calls) for name in "ab"}, IMAGES, (8,), repeats=3)
+    assert "".join(calls) == "aaabbb" + "aabb" + "bbaa" + "aabb"
 
 
 def test_a_model_with_useless_work_is_measured_as_slower() -> None:

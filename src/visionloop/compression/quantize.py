@@ -18,8 +18,8 @@ import io
 import math
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -32,12 +32,13 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from visionloop.card import INPUT_NAME
 from visionloop.compression.parity import accuracy
 from visionloop.errors import ArtifactError
-from visionloop.runtime import Images, Latency, OnnxModel, compare_latency
+from visionloop.runtime import Answers, Images, Latency, OnnxModel, compare_latency
 
 Precision = Literal["fp32", "int8"]
 Calibration = Literal["minmax", "entropy", "percentile"]
 
-BATCH_SIZES = (1, 32)  # one image as it comes, and a full dynamic batch
+BATCH_SIZES = (1, 8, 32)  # one image as it comes, a batch half filled by waiting, and a full dynamic batch
+_JUDGED = (1, 32)  # by these the verdict is made
 _CALIBRATION_BATCH = 32
 _WEIGHTED = ("Conv", "MatMul", "Gemm")  # before the first of these lies the normalisation of the input
 _METHODS = {
@@ -161,6 +162,9 @@ class HeldOut:
     test_labels: npt.NDArray[np.int64]
 
 
+Speeds = Mapping[str, tuple[Latency, ...]]  # name of a form -> a `Latency` per batch size
+
+
 @dataclass(frozen=True)
 class Comparison:
     """FP32 against INT8, measured in one process."""
@@ -170,6 +174,7 @@ class Comparison:
     agreement: float  # share of val and test images with the same first class
     speedup_batch_1: float
     speedup_batch_32: float
+    speeds: Speeds = field(default_factory=dict)  # of both, and of what was timed beside them
 
     @property
     def speedup(self) -> float:
@@ -182,10 +187,26 @@ class Comparison:
         return min(self.speedup_batch_1, self.speedup_batch_32)
 
 
-def measure(fp32: bytes, int8: bytes, held_out: HeldOut, *, seconds: float = 3.0) -> Comparison:
+def measure_speed(forms: Mapping[str, Answers], images: Images, seconds: float = 1.5) -> Speeds:
+    """Time the forms of a model call by call in turn at each of `BATCH_SIZES`, about `seconds` per batch size.
+
+    `images` uint8 [M, H, W, 3] with M at least 1 fill the batches.
+    """
+    speeds: dict[str, tuple[Latency, ...]] = dict.fromkeys(forms, ())
+    for batch_size in BATCH_SIZES:
+        repeats = _repeats(forms, images, batch_size, seconds)
+        for name, found in compare_latency(forms, images, [batch_size], repeats).items():
+            speeds[name] += found
+    return speeds
+
+
+def measure(
+    fp32: bytes, int8: bytes, held_out: HeldOut, *, beside: Mapping[str, Answers] | None = None, seconds: float = 1.5
+) -> Comparison:
     """Measure both forms: accuracy on val and test, then latency call by call in turn, about `seconds` per batch size.
 
-    One thread each, because a server under load runs several calls side by side and the ratio then holds.
+    One thread each, because a server under load runs several calls side by side and the ratio then holds. What stands
+    `beside` is timed in the same turns; who gives it sees to its threads.
 
     Raises:
         ArtifactError: a form cannot be loaded, or answers with NaN.
@@ -195,19 +216,16 @@ def measure(fp32: bytes, int8: bytes, held_out: HeldOut, *, seconds: float = 3.0
         name: (model.run_all(held_out.val_images)[0], model.run_all(held_out.test_images)[0])
         for name, model in models.items()
     }
-    latencies: dict[str, list[Latency]] = {name: [] for name in models}
-    for batch_size in BATCH_SIZES:
-        repeats = _repeats(models["fp32"], held_out.val_images, batch_size, seconds / len(models))
-        for name, found in compare_latency(models, held_out.val_images, [batch_size], repeats).items():
-            latencies[name].extend(found)
+    speeds = measure_speed({**(beside or {}), **models}, held_out.val_images, seconds)
+    one, full = ({name: speeds[name][BATCH_SIZES.index(size)] for name in models} for size in _JUDGED)
     figures = {
         name: Figures(
             megabytes=len(data) / 1e6,
             val_accuracy=accuracy(answers[name][0], held_out.val_labels),
             test_accuracy=accuracy(answers[name][1], held_out.test_labels),
-            latency_ms_batch_1=latencies[name][0].p50_ms,
-            latency_p95_ms_batch_1=latencies[name][0].p95_ms,
-            images_per_second_batch_32=latencies[name][1].images_per_second,
+            latency_ms_batch_1=one[name].p50_ms,
+            latency_p95_ms_batch_1=one[name].p95_ms,
+            images_per_second_batch_32=full[name].images_per_second,
         )
         for name, data in (("fp32", fp32), ("int8", int8))
     }
@@ -218,6 +236,7 @@ def measure(fp32: bytes, int8: bytes, held_out: HeldOut, *, seconds: float = 3.0
         agreement=float((first["fp32"] == first["int8"]).mean()),
         speedup_batch_1=figures["fp32"].latency_ms_batch_1 / figures["int8"].latency_ms_batch_1,
         speedup_batch_32=figures["int8"].images_per_second_batch_32 / figures["fp32"].images_per_second_batch_32,
+        speeds=speeds,
     )
 
 
@@ -230,7 +249,7 @@ def judge(comparison: Comparison, *, max_accuracy_drop: float, min_speedup: floa
     drop = comparison.fp32.val_accuracy - comparison.int8.val_accuracy
     lost = f"{drop * 100:.2f} points of accuracy on val" if drop > 0 else "no accuracy on val"
     # No measured figure: the sentence stands in the card, and the card of an unchanged model must not change.
-    speed = f"{min_speedup:g} x the speed of FP32 over batch sizes {BATCH_SIZES[0]} and {BATCH_SIZES[1]}"
+    speed = f"{min_speedup:g} x the speed of FP32 over batch sizes {_JUDGED[0]} and {_JUDGED[1]}"
     if drop > max_accuracy_drop + 1e-9:
         return Verdict("fp32", f"FP32 is shipped: INT8 loses {lost}, more than the {max_accuracy_drop * 100:g} allowed.")
     if comparison.speedup < min_speedup or comparison.least_speedup < 0.9 * min_speedup:
@@ -239,22 +258,41 @@ def judge(comparison: Comparison, *, max_accuracy_drop: float, min_speedup: floa
     return Verdict("int8", f"INT8 is shipped: it loses {lost} ({allowed}) and ran here at {speed} or more.")
 
 
-def choose(
-    fp32: bytes, calibration: Images, held_out: HeldOut, recipe: Recipe, *, max_accuracy_drop: float, min_speedup: float
-) -> tuple[bytes, Verdict, Comparison | None]:
-    """The model to ship, with the verdict and what was measured (None where INT8 cannot be made or run at all).
+@dataclass(frozen=True)
+class Choice:
+    """The model to ship, with the verdict and what was measured."""
 
-    >>> data, verdict, comparison = choose(fp32, images, held_out, recipe, max_accuracy_drop=0.005, min_speedup=1.0)
-    >>> verdict.precision
+    data: bytes
+    verdict: Verdict
+    comparison: Comparison | None  # None where INT8 cannot be made or run at all
+    int8: bytes | None  # shipped or not; None where it cannot be made
+    speeds: Speeds
+
+
+def choose(
+    fp32: bytes,
+    calibration: Images,
+    held_out: HeldOut,
+    recipe: Recipe,
+    *,
+    max_accuracy_drop: float,
+    min_speedup: float,
+    beside: Mapping[str, Answers] | None = None,
+) -> Choice:
+    """Make INT8, measure both forms, and what stands `beside` them for comparison, and choose.
+
+    >>> choose(fp32, images, held_out, recipe, max_accuracy_drop=0.005, min_speedup=1.0).verdict.precision
     'int8'
     """
+    int8 = None
     try:
         int8 = quantize(fp32, calibration, recipe)
-        comparison = measure(fp32, int8, held_out)
+        comparison = measure(fp32, int8, held_out, beside=beside)
     except ArtifactError as error:
-        return fp32, Verdict("fp32", f"FP32 is shipped: {error}"), None
+        speeds = measure_speed({**(beside or {}), "fp32": OnnxModel(fp32, threads=1)}, held_out.val_images)
+        return Choice(fp32, Verdict("fp32", f"FP32 is shipped: {error}"), None, int8, speeds)
     verdict = judge(comparison, max_accuracy_drop=max_accuracy_drop, min_speedup=min_speedup)
-    return (int8 if verdict.precision == "int8" else fp32), verdict, comparison
+    return Choice(int8 if verdict.precision == "int8" else fp32, verdict, comparison, int8, comparison.speeds)
 
 
 def flat(comparison: Comparison) -> dict[str, float]:
@@ -288,12 +326,14 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
         return None if batch is None else {INPUT_NAME: np.ascontiguousarray(batch)}
 
 
-def _repeats(model: OnnxModel, images: Images, batch_size: int, seconds: float) -> int:
+def _repeats(forms: Mapping[str, Answers], images: Images, batch_size: int, seconds: float) -> int:
     batch = np.ascontiguousarray(images[np.arange(batch_size) % len(images)])
-    model.run(batch)
+    for form in forms.values():
+        form.run(batch)
     start = time.perf_counter()
-    model.run(batch)
-    return int(np.clip(seconds / (time.perf_counter() - start), 10, 2000))
+    for form in forms.values():
+        form.run(batch)
+    return int(np.clip(seconds / (2 * (time.perf_counter() - start)), 10, 2000))
 
 
 @contextlib.contextmanager

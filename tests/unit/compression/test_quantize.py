@@ -202,9 +202,21 @@ def test_a_form_with_useless_work_is_measured_as_slower_and_refused() -> None:
 
 def test_choose_ships_fp32_with_the_reason_where_int8_cannot_be_made() -> None:
     fp32 = fresh_onnx("cnn")
-    data, verdict, measured = choose(fp32, CALIBRATION, HELD_OUT, Recipe(("LSTM",)), max_accuracy_drop=1, min_speedup=0)
-    assert (data, verdict.precision, measured) == (fp32, "fp32", None)
-    assert verdict.reason.startswith("FP32 is shipped: INT8 cannot be made (the graph has none of LSTM")
+    none = Recipe(("LSTM",))
+    found = choose(fp32, CALIBRATION, HELD_OUT, none, max_accuracy_drop=1, min_speedup=0, beside={"other": OnnxModel(fp32)})
+    assert (found.data, found.verdict.precision, found.comparison, found.int8) == (fp32, "fp32", None, None)
+    assert found.verdict.reason.startswith("FP32 is shipped: INT8 cannot be made (the graph has none of LSTM")
+    assert {name: [one.batch_size for one in speeds] for name, speeds in found.speeds.items()} == {
+        "other": [1, 8, 32], "fp32": [1, 8, 32]
+    }  # fmt: skip
+
+
+def test_an_int8_that_is_not_shipped_is_measured_all_the_same() -> None:
+    fp32 = fresh_onnx("cnn")
+    found = choose(fp32, CALIBRATION, HELD_OUT, CNN, max_accuracy_drop=1, min_speedup=100)
+    assert (found.data, found.verdict.precision) == (fp32, "fp32")
+    assert found.int8 and len(found.int8) < len(fp32)
+    assert found.comparison and found.comparison.int8.latency_ms_batch_1 == found.speeds["int8"][0].p50_ms
 
 
 def linear_held_out() -> HeldOut:
