@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from visionloop.errors import ArtifactError
+from visionloop.features import softmax
 from visionloop.files import read_verified, sha256_file, write_text
 from visionloop.paths import CARD
 from visionloop.preprocess import PreprocessSpec
@@ -22,9 +23,6 @@ from visionloop.preprocess import PreprocessSpec
 INPUT_NAME = "images"  # uint8 [N, H, W, 3]
 LOGITS_NAME = "logits"  # float32 [N, K]
 EMBEDDING_NAME = "embedding"  # float32 [N, D]
-
-
-FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
 
 
 class UnknownRule(BaseModel):
@@ -46,13 +44,11 @@ class Calibration(BaseModel):
     precision_thresholds: dict[str, float | None]  # label -> least probability for the stated precision; None: none has it
     unknown: UnknownRule | None  # None: there were too few validation images to set one
     review_below: float  # an answer whose probability is below goes to a person; 0: none does
-    review_share: float = Field(ge=0, lt=1)  # of the validation images that are below
+    review_share: float = Field(ge=0, lt=1)  # of the answers, as the owner asked for it
 
-    def apply(self, logits: FloatArray) -> FloatArray:
+    def apply(self, logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
         """Calibrated probabilities, float64 [N, K], of raw logits [N, K] (those the torch model gives)."""
-        scaled = np.asarray(logits, np.float64) / self.temperature
-        exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True, initial=-np.inf))
-        return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
+        return softmax(np.asarray(logits, np.float64) / self.temperature)
 
 
 class ModelCard(BaseModel):

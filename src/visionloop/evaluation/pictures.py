@@ -33,7 +33,7 @@ def confusion_png(matrix: Numbers, labels: Sequence[str], title: str) -> bytes:
     totals = matrix.sum(1, keepdims=True)
     shares = np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
     side = min(4 + 0.28 * count, 14)
-    with _figure((2 * side, side), title) as (figure, buffer):
+    with drawing((2 * side, side), title) as (figure, buffer):
         for axes, values, name in zip(
             figure.subplots(1, 2), (matrix, shares), ("images", "share of the actual class"), strict=True
         ):
@@ -54,7 +54,7 @@ def confusion_png(matrix: Numbers, labels: Sequence[str], title: str) -> bytes:
 
 def pr_curves_png(curves: Sequence[PrCurve], title: str) -> bytes:
     """All curves in one picture, the micro-average thick, the legend with each average precision (AP)."""
-    with _figure((8, 6), title) as (figure, buffer):
+    with drawing((8, 6), title) as (figure, buffer):
         axes = figure.subplots()
         for curve in curves:
             micro = curve.name == MICRO
@@ -91,7 +91,7 @@ def folds_png(
     known = [[value for value in row if not math.isnan(value)] for row in recalls]
     order = sorted((index for index in range(len(labels)) if known[index]), key=lambda index: np.mean(known[index]))
     order = order[:_MOST_NUMBERED]
-    with _figure((9, 6.5), title) as (figure, buffer):
+    with drawing((9, 6.5), title) as (figure, buffer):
         upper, lower = figure.subplots(2, 1)
         values, lows, highs = np.array(folds).T
         places = np.arange(1, len(folds) + 1)
@@ -128,7 +128,7 @@ def gradcam_png(
         return _sentence_png("No image was asked for (evaluate.gradcam_images is 0).", title)
     per_row = min(4, len(images))
     rows = math.ceil(len(images) / per_row)
-    with _figure((per_row * 4.2, rows * 1.75), title) as (figure, buffer):
+    with drawing((per_row * 4.2, rows * 1.75), title) as (figure, buffer):
         grid = figure.subplots(rows, per_row * 3, squeeze=False)
         for axes in grid.flat:
             axes.axis("off")
@@ -168,7 +168,7 @@ def mistakes_png(
     columns = min(_COLUMNS, max(4, len(images)))
     rows = math.ceil(len(images) / columns)
     heading = f"{title}: {len(images)} of {mistakes} mistakes on {of} images, the most confident first"
-    with _figure((columns * 1.6, rows * 2.2 + 0.4), heading) as (figure, buffer):
+    with drawing((columns * 1.6, rows * 2.2 + 0.4), heading) as (figure, buffer):
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes in grid.flat:
             axes.axis("off")
@@ -181,7 +181,7 @@ def mistakes_png(
 
 
 def _sentence_png(sentence: str, title: str) -> bytes:
-    with _figure((8, 2), title) as (figure, buffer):
+    with drawing((8, 2), title) as (figure, buffer):
         axes: Axes = figure.subplots()
         axes.axis("off")
         axes.text(0.5, 0.5, textwrap.fill(sentence, 80), ha="center", va="center", fontsize=12)
@@ -189,7 +189,7 @@ def _sentence_png(sentence: str, title: str) -> bytes:
 
 
 @contextmanager
-def _figure(inches: tuple[float, float], title: str) -> Iterator[tuple[Figure, io.BytesIO]]:
+def drawing(inches: tuple[float, float], title: str) -> Iterator[tuple[Figure, io.BytesIO]]:
     """A figure of its own, without pyplot's global state; it is drawn into the buffer when the block ends."""
     buffer = io.BytesIO()
     # A class may be called "$5": no text here is a formula.
