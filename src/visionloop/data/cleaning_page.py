@@ -13,10 +13,10 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 
+from visionloop import pages
 from visionloop.data.cleaning import DECIDED, FINDINGS, Judged, kept_by_class
 from visionloop.errors import ImageError
 from visionloop.preprocess import decode
@@ -137,7 +137,7 @@ def render(judged: Judged, numbers: Mapping[str, float], sections: Sequence[Sect
         }
         for section in sections
     ]
-    return _template().render(
+    return pages.template(_PAGE).render(
         numbers=numbers,
         notes=judged.scores.doubts.notes,
         sections=shown,
@@ -259,69 +259,44 @@ def _bars(base: npt.NDArray[np.float64], height: npt.NDArray[np.float64]) -> str
     )
 
 
-def _template() -> jinja2.Template:
-    return jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE)
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>Cleaning: {{ numbers.kept }} of {{ numbers.images }} images kept</title>
-<style>
-:root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --paper: #ffffff; --card: #f3f5f8; --line: #dbe0e7;
-  --keep: #2f7d5b; --reject: #b3452f; --chosen: #2b62b8; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ee; --soft: #9aa5b4; --paper: #14181e; --card: #1f252d;
-  --line: #333c48; --keep: #4fae86; --reject: #e07a61; --chosen: #82aaff; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 76rem; padding: 1.5rem 1rem 3rem; background: var(--paper); color: var(--ink);
-  font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; margin: 0 0 1rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .3rem; }
-p { margin: .2rem 0 .8rem; color: var(--soft); } [hidden] { display: none !important; }
-table { border-collapse: collapse; width: 100%; }
-th, td { text-align: right; padding: .25rem .4rem; border-bottom: 1px solid var(--line);
-  font-variant-numeric: tabular-nums; }
+_PAGE = """{% extends "page.html" %}
+{% block policy %}; script-src 'unsafe-inline'{% endblock %}
+{% block title %}Cleaning: {{ numbers.kept }} of {{ numbers.images }} images kept{% endblock %}
+{% block style %}
+[hidden] { display: none !important; }
+table { width: 100%; } th, td { padding: .25rem .4rem; }
 th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; min-width: 7rem; }
-th { color: var(--soft); font-weight: 500; }
 td.bar { width: 40%; } .bar div { display: flex; height: .7rem; }
-.bar i { background: var(--keep); } .bar b { background: var(--reject); }
-.tiles { display: flex; flex-wrap: wrap; gap: .8rem; }
-.tiles div { background: var(--card); border-radius: .5rem; padding: .6rem 1rem; min-width: 7rem; color: var(--soft); }
-.tiles strong { display: block; font-size: 1.35rem; color: var(--ink); font-variant-numeric: tabular-nums; }
+.bar i { background: var(--good); } .bar b { background: var(--bad); }
 .spreads { display: grid; grid-template-columns: repeat(auto-fill, minmax(10.5rem, 1fr)); gap: .7rem; }
 .spreads figure { padding: .6rem .8rem; } .spreads svg { display: block; width: 100%; height: 4.5rem; }
-.spreads .kept { fill: var(--keep); } .spreads .gone { fill: var(--reject); }
+.spreads .kept { fill: var(--good); } .spreads .gone { fill: var(--bad); }
 .marks { display: flex; justify-content: space-between; color: var(--soft); font-variant-numeric: tabular-nums; }
 .badge { font-size: .8rem; font-weight: 500; padding: .1rem .5rem; border-radius: 1rem; color: var(--paper);
-  background: var(--keep); vertical-align: .1rem; } .badge.reject { background: var(--reject); }
+  background: var(--good); vertical-align: .1rem; } .badge.reject { background: var(--bad); }
 .bars { position: sticky; top: 0; z-index: 2; background: var(--paper); border-bottom: 1px solid var(--line);
   margin: 1.6rem -1rem 0; padding: .5rem 1rem; display: flex; flex-wrap: wrap; gap: .4rem .8rem; align-items: center; }
 .bars label { color: var(--soft); } .bars select { max-width: 14rem; }
 .cards, .group { display: grid; grid-template-columns: repeat(auto-fill, minmax(10.5rem, 1fr)); gap: .7rem; }
 .group { grid-column: 1 / -1; border-left: 3px solid var(--line); padding-left: .7rem; }
-figure { margin: 0; background: var(--card); border-radius: .5rem; padding: .6rem; font-size: .8rem; line-height: 1.35;
-  border: 2px solid transparent; }
-figure.decided { border-color: var(--chosen); }
+figure { font-size: .8rem; line-height: 1.35; border: 2px solid transparent; }
+figure.decided { border-color: var(--accent); }
 figure > img, figure .none { display: block; width: 96px; height: 96px; object-fit: contain; margin: 0 auto .4rem; }
 figure img.tiny { image-rendering: pixelated; }
 figure .none { display: grid; place-items: center; border: 1px dashed var(--line); color: var(--soft); }
-figcaption { overflow-wrap: anywhere; } figcaption span { color: var(--soft); display: block; }
+figcaption span { color: var(--soft); display: block; }
 figcaption span.said { color: var(--ink); }
 .choice { display: flex; flex-wrap: wrap; gap: .3rem; margin-top: .4rem; }
 button, select, input, textarea { font: inherit; color: var(--ink); background: var(--paper); border: 1px solid var(--line);
   border-radius: .35rem; padding: .15rem .5rem; max-width: 100%; }
-button { cursor: pointer; min-height: 1.9rem; } button[aria-pressed=true] { background: var(--chosen); color: var(--paper); }
+button { cursor: pointer; min-height: 1.9rem; } button[aria-pressed=true] { background: var(--accent); color: var(--paper); }
 .choice input { width: 100%; }
-#tray { position: sticky; bottom: 0; z-index: 2; background: var(--card); border-top: 2px solid var(--chosen);
+#tray { position: sticky; bottom: 0; z-index: 2; background: var(--card); border-top: 2px solid var(--accent);
   margin: 2rem -1rem 0; padding: .7rem 1rem; display: grid; gap: .5rem; }
 #tray div { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; } #tray p { margin: 0; }
 #tray textarea { width: 100%; height: 4.6rem; font: .78rem/1.4 ui-monospace, monospace; white-space: pre; }
-</style>
-</head>
-<body>
+{% endblock %}
+{% block body %}
 <h1>What cleaning found</h1>
 <div class="tiles">
 <div><strong>{{ "{:,}".format(numbers.images) }}</strong>images</div>
@@ -535,6 +510,5 @@ if (find("by-class")) {
   filter();
 }
 </script>
-</body>
-</html>
+{% endblock %}
 """

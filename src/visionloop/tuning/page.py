@@ -1,82 +1,21 @@
 """`reports/tune.html`: a study as one page that opens without a network, in light and dark, on a phone too.
 
-Drawn as SVG here: Optuna's own pictures need plotly, which would make the page 4 MB of somebody's JavaScript.
+Drawn as SVG (`charts`): Optuna's own pictures need plotly, which would make the page 4 MB of somebody's JavaScript.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import jinja2
-
+from visionloop import pages
+from visionloop.charts import SMALL, WIDE, Axis, Picture, counted, number, path, picture
 from visionloop.config import SpaceEntry
 from visionloop.tuning.results import Results, TrialRow
-from visionloop.tuning.space import number, shown
+from visionloop.tuning.space import shown
 
-_WIDE, _HIGH = 640, 260
-_SMALL_WIDE, _SMALL_HIGH = 300, 190
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 12, 34
 _MAX_LINES = 200  # of the parallel coordinates; more are a grey block
 _SHADES = 5  # of a point's colour, from the least accurate fifth to the most accurate
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A point or a text in a picture, and what it says under the mouse."""
-
-    x: float
-    y: float
-    says: str = ""
-    kind: str = ""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One picture: axes with ticks, points, and lines as SVG paths."""
-
-    title: str
-    width: int
-    height: int
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
-    points: list[Mark]
-    lines: list[tuple[str, str]]  # (path, class)
-    x_label: str = ""
-
-
-@dataclass(frozen=True)
-class Axis:
-    """From values to places: linear, logarithmic, or one place per choice."""
-
-    low: float
-    high: float
-    log: bool = False
-    choices: tuple[Any, ...] | None = None
-    marks: tuple[float, ...] = ()  # where its ticks stand, if not at quarters
-
-    def share(self, value: Any) -> float:
-        """Where a value stands, 0 to 1."""
-        if self.choices is not None:
-            names = [number(choice) for choice in self.choices]
-            return (names.index(number(value)) + 0.5) / len(names)
-        low, high, value = (math.log10(one) if self.log else one for one in (self.low, self.high, float(value)))
-        return 0.5 if high <= low else float((value - low) / (high - low))
-
-    def ticks(self) -> list[tuple[float, str]]:
-        """Places, 0 to 1, and their words."""
-        if self.choices is not None:
-            return [(self.share(choice), number(choice)[:12]) for choice in self.choices]
-        if self.marks:
-            return [(self.share(value), f"{value:.3g}") for value in self.marks]
-        if self.log:
-            whole = [10.0**power for power in range(math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)]
-            found = sorted({self.low, self.high, *whole}) if len(whole) < 2 else whole
-        else:
-            found = [self.low + (self.high - self.low) * part / 4 for part in range(5)]
-        return [(self.share(value), f"{value:.3g}") for value in found]
 
 
 def render(results: Results, diff: str) -> str:
@@ -84,7 +23,7 @@ def render(results: Results, diff: str) -> str:
     best, baseline = results.best, results.baseline
     low, high = results.interval(best)
     tune = results.plan.tune
-    return _template().render(
+    return pages.template(_PAGE).render(
         results=results,
         tune=tune,
         best=best,
@@ -123,51 +62,6 @@ def _accuracy_axis(values: Sequence[float]) -> Axis:
     return Axis(max(0.0, low - room), min(1.0, high + room))
 
 
-def _counted(low: int, high: int) -> Axis:
-    """An axis of trials or epochs, with at most six ticks at whole numbers."""
-    step = max(1, -(-(high - low) // 5))
-    return Axis(low, high, marks=tuple(range(low, high + 1, step)))
-
-
-def _place(share_x: float, share_y: float, width: int, height: int) -> tuple[float, float]:
-    """Shares, clipped to the frame, as pixels."""
-    x = _LEFT + min(max(share_x, 0.0), 1.0) * (width - _LEFT - _RIGHT)
-    y = height - _BOTTOM - min(max(share_y, 0.0), 1.0) * (height - _TOP - _BOTTOM)
-    return round(x, 1), round(y, 1)
-
-
-def _picture(
-    title: str,
-    x_axis: Axis,
-    y_axis: Axis,
-    points: Sequence[tuple[Any, float, str, str]],  # x, y, what it says, its class
-    lines: Sequence[tuple[Sequence[tuple[Any, float]], str]] = (),
-    *,
-    small: bool = False,
-    x_label: str = "",
-) -> Picture:
-    width, height = (_SMALL_WIDE, _SMALL_HIGH) if small else (_WIDE, _HIGH)
-
-    def at(x: Any, y: float) -> tuple[float, float]:
-        return _place(x_axis.share(x), y_axis.share(y), width, height)
-
-    return Picture(
-        title,
-        width,
-        height,
-        [(_place(share, 0, width, height)[0], text) for share, text in x_axis.ticks()],
-        [(_place(0, share, width, height)[1], f"{y_axis.low + share * (y_axis.high - y_axis.low):.1%}")
-         for share in (0.0, 0.25, 0.5, 0.75, 1.0)],
-        [Mark(*at(x, y), says, kind) for x, y, says, kind in points],
-        [(_path([at(x, y) for x, y in line]), kind) for line, kind in lines],
-        x_label,
-    )  # fmt: skip
-
-
-def _path(places: Sequence[tuple[float, float]]) -> str:
-    return "M" + "L".join(f"{x} {y}" for x, y in places)
-
-
 def _history(results: Results) -> Picture:
     """Accuracy by trial, and the best so far."""
     shown_rows = [row for row in results.rows if row.accuracy is not None]
@@ -183,7 +77,7 @@ def _history(results: Results) -> Picture:
     last = max((row.number for row in results.rows), default=1)
     steps.append((last, best))
     points = [(row.number, row.accuracy or 0, _says(row), row.state) for row in shown_rows]
-    return _picture("history", _counted(0, max(last, 1)), y_axis, points, [(steps, "best")], x_label="trial")
+    return picture("history", counted(0, max(last, 1)), y_axis, points, [(steps, "best")], x_label="trial")
 
 
 def _curves(results: Results) -> Picture | None:
@@ -196,7 +90,7 @@ def _curves(results: Results) -> Picture | None:
     lines = [(row.curve, "best" if row.number == results.best.number else f"curve {row.state}") for row in ordered]
     points = [(*row.curve[-1], _says(row), row.state) for row in rows]
     last = max(epoch for row in rows for epoch, _ in row.curve)
-    return _picture("curves", _counted(1, max(last, 2)), y_axis, points, lines, x_label="epoch")
+    return picture("curves", counted(1, max(last, 2)), y_axis, points, lines, x_label="epoch")
 
 
 def _front(results: Results) -> Picture | None:
@@ -219,7 +113,7 @@ def _front(results: Results) -> Picture | None:
     ]
     y_axis = _accuracy_axis([row.accuracy or 0 for row in rows])
     x_axis = Axis(max(0.0, min(latencies) - room), max(latencies) + room)
-    return _picture("front", x_axis, y_axis, points, [(steps, "best")], x_label="milliseconds for one image")
+    return picture("front", x_axis, y_axis, points, [(steps, "best")], x_label="milliseconds for one image")
 
 
 def _axis(entry: SpaceEntry) -> Axis:
@@ -235,21 +129,21 @@ def _slice(results: Results, key: str, entry: SpaceEntry) -> Picture:
     """Accuracy by one key's value."""
     rows = results.complete
     points = [(row.values[key], row.accuracy or 0, _says(row), _shade(results, row)) for row in rows]
-    return _picture(key, _axis(entry), _accuracy_axis([row.accuracy or 0 for row in rows]), points, small=True)
+    return picture(key, _axis(entry), _accuracy_axis([row.accuracy or 0 for row in rows]), points, size=SMALL)
 
 
 def _parallel(results: Results) -> tuple[list[tuple[str, str, str]], list[tuple[float, str, list[tuple[float, str]]]]]:
     """Lines (path, class, what it says) of the complete trials over an axis per key, and the axes (x, name, ticks)."""
     keys = list(results.plan.tune.space)
     axes = {key: _axis(entry) for key, entry in results.plan.tune.space.items()}
-    columns = {key: 60 + index * (_WIDE - 120) / max(len(keys) - 1, 1) for index, key in enumerate(keys)}
+    columns = {key: 60 + index * (WIDE[0] - 120) / max(len(keys) - 1, 1) for index, key in enumerate(keys)}
 
     def height(share: float) -> float:
-        return round(_HIGH - 22 - min(max(share, 0.0), 1.0) * (_HIGH - 66), 1)
+        return round(WIDE[1] - 22 - min(max(share, 0.0), 1.0) * (WIDE[1] - 66), 1)
 
     best_last = sorted(results.complete, key=lambda row: row.accuracy or 0)[-_MAX_LINES:]
     lines = [
-        (_path([(round(columns[key], 1), height(axes[key].share(row.values[key]))) for key in keys]),
+        (path([(round(columns[key], 1), height(axes[key].share(row.values[key]))) for key in keys]),
          _shade(results, row), _says(row))
         for row in best_last
     ]  # fmt: skip
@@ -266,44 +160,20 @@ def _shade(results: Results, row: TrialRow) -> str:
     return f"s{min(_SHADES - 1, worse * _SHADES // max(len(results.complete), 1))}"
 
 
-def _template() -> jinja2.Template:
-    return jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE)
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>Tuning the {{ tune.family }}: {{ "%.2f"|format(100 * best.accuracy) }} %, {{ results.rows|length }} trials</title>
-<style>
-:root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --paper: #ffffff; --card: #f3f5f8; --line: #dbe0e7;
-  --best: #2b62b8; --good: #2f7d5b; --bad: #b3452f;
-  --s0: #c9d2de; --s1: #a9bad3; --s2: #86a1c8; --s3: #5f86bf; --s4: #3c6db4; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ee; --soft: #9aa5b4; --paper: #14181e; --card: #1f252d;
-  --line: #333c48; --best: #ffd166; --good: #4fae86; --bad: #e07a61;
-  --s0: #3a4452; --s1: #4b5f7c; --s2: #5c7ba8; --s3: #6f97d2; --s4: #8db6f5; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 76rem; padding: 1.5rem 1rem 3rem; background: var(--paper); color: var(--ink);
-  font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; margin: 0 0 1rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .3rem; }
-p { margin: .2rem 0 .8rem; color: var(--soft); max-width: 60rem; }
-code, pre { font: .85rem/1.45 ui-monospace, monospace; color: var(--ink); }
+_PAGE = """{% extends "page.html" %}
+{% from "chart.html" import chart %}
+{% block title %}
+Tuning the {{ tune.family }}: {{ "%.2f"|format(100 * best.accuracy) }} %, {{ results.rows|length }} trials
+{%- endblock %}
+{% block style %}
+p { max-width: 60rem; }
 pre { background: var(--card); border-radius: .5rem; padding: .8rem 1rem; overflow-x: auto; margin: .4rem 0; }
 pre .add { color: var(--good); } pre .del { color: var(--bad); }
-.tiles { display: flex; flex-wrap: wrap; gap: .8rem; }
-.tiles div { background: var(--card); border-radius: .5rem; padding: .6rem 1rem; min-width: 7rem; color: var(--soft); }
-.tiles strong { display: block; font-size: 1.35rem; color: var(--ink); font-variant-numeric: tabular-nums; }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 0 1.6rem; }
 .slices { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); gap: .7rem; }
-figure { margin: 0; background: var(--card); border-radius: .5rem; padding: .6rem; min-width: 0; }
-figcaption { font-size: .85rem; overflow-wrap: anywhere; }
-svg { display: block; width: 100%; height: auto; overflow: visible; }
-svg text { fill: var(--soft); font-size: 11px; }
+figcaption { font-size: .85rem; }
 .wide svg { max-width: 60rem; margin: 0 auto; }
 .wide svg text { font-size: 12px; }
-.grid { stroke: var(--line); stroke-width: 1; } path { fill: none; }
 path.best { stroke: var(--best); stroke-width: 2; } path.curve { stroke: var(--s2); stroke-width: 1; opacity: .6; }
 path.pruned { stroke-dasharray: 4 3; }
 circle { fill: var(--s3); } circle.pruned { fill: none; stroke: var(--soft); } circle.front { fill: var(--best); }
@@ -315,33 +185,11 @@ path.front { stroke: var(--best); stroke-width: 2.5; } path:hover { stroke-width
 .bars { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr 3.5rem; gap: .3rem .8rem; align-items: center; }
 .bars span { overflow-wrap: anywhere; }
 .bars b { display: block; height: .8rem; background: var(--s4); border-radius: .2rem; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; min-width: 100%; }
-th, td { text-align: right; padding: .25rem .5rem; border-bottom: 1px solid var(--line); white-space: nowrap;
-  font-variant-numeric: tabular-nums; }
-th { color: var(--soft); font-weight: 500; } td.why { white-space: normal; text-align: left; min-width: 14rem; }
+table { min-width: 100%; } th, td { white-space: nowrap; }
+td.why { white-space: normal; text-align: left; min-width: 14rem; }
 tr.best td { color: var(--best); font-weight: 600; } tr.pruned td, tr.failed td { color: var(--soft); }
-</style>
-</head>
-<body>
-{% macro chart(picture) %}
-<svg viewBox="0 0 {{ picture.width }} {{ picture.height }}" role="img" aria-label="{{ picture.title }}">
-{% for y, text in picture.y_ticks %}
-<line class="grid" x1="46" x2="{{ picture.width - 10 }}" y1="{{ y }}" y2="{{ y }}"/>
-<text x="40" y="{{ y + 4 }}" text-anchor="end">{{ text }}</text>
-{% endfor %}
-{% for x, text in picture.x_ticks %}
-<text x="{{ x }}" y="{{ picture.height - 18 }}" text-anchor="middle">{{ text }}</text>
-{% endfor %}
-<text x="{{ picture.width - 10 }}" y="{{ picture.height - 3 }}" text-anchor="end">{{ picture.x_label }}</text>
-{% for path, kind in picture.lines %}
-<path class="{{ kind }}" d="{{ path }}"/>
-{% endfor %}
-{% for point in picture.points %}
-<circle class="{{ point.kind }}" cx="{{ point.x }}" cy="{{ point.y }}" r="{{ 5 if point.kind == "front" else 3.5 }}"><title>
-{{- point.says }}</title></circle>
-{% endfor %}
-</svg>
-{% endmacro %}
+{% endblock %}
+{% block body %}
 <h1>Tuning the {{ tune.family }}</h1>
 <div class="tiles">
 <div><strong>{{ "%.2f"|format(100 * best.accuracy) }} %</strong>trial {{ best.number }}, the best, on val<br>
@@ -417,7 +265,8 @@ measures it on test, which tuning never reads.</p>
 {% if keys|length > 1 %}
 <h2>All keys together</h2>
 <p>A line is a complete trial; the thick one is the best.</p>
-<figure class="wide scroll"><svg viewBox="0 0 640 260" style="min-width:34rem" role="img" aria-label="parallel coordinates">
+<figure class="wide scroll">
+<svg class="chart" viewBox="0 0 640 260" style="min-width:34rem" role="img" aria-label="parallel coordinates">
 {% for x, name, ticks in parallel[1] %}
 <line class="grid" x1="{{ x }}" x2="{{ x }}" y1="44" y2="238"/>
 <text x="{{ x }}" y="{{ 16 if loop.index0 % 2 else 30 }}" text-anchor="middle">{{ name }}</text>
@@ -447,6 +296,5 @@ measures it on test, which tuning never reads.</p>
 {% endfor %}
 </table></div>
 <p style="margin-top:1rem">Study {{ results.name }}.</p>
-</body>
-</html>
+{% endblock %}
 """

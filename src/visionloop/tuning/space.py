@@ -21,6 +21,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from visionloop.charts import number
 from visionloop.config import (
     AugmentParams,
     PreprocessParams,
@@ -209,13 +210,6 @@ def shown(values: Mapping[str, Scalar]) -> str:
     'learning_rate 0.001235, loss focal'
     """
     return ", ".join(f"{key.rpartition('.')[2]} {number(value)}" for key, value in values.items())
-
-
-def number(value: Scalar) -> str:
-    """A value as people read it: four digits of a float, YAML's words for the rest."""
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
