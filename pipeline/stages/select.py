@@ -6,8 +6,9 @@ from pipeline.stages import run_stage
 from visionloop.compression.export import onnx_bytes
 from visionloop.config import ExportParams, SelectParams, load_section
 from visionloop.data.packing import load_split
+from visionloop.evaluation.comparison import compare
 from visionloop.evaluation.predictions import read_correct
-from visionloop.evaluation.selection import Candidate, choose, compare
+from visionloop.evaluation.selection import Candidate, choose
 from visionloop.files import write_json
 from visionloop.models import Family, load_model
 from visionloop.paths import PACKED, SELECT_REPORT, SELECTED, evaluate_report, family_folder

@@ -1,6 +1,6 @@
 """Which of two models to take: a paired test on the same images, and a budget for the answer's time.
 
-Does not cover: the gate between a new model and the served one.
+Does not cover: the paired test itself (`comparison`), and the gate between a new model and the served one (`gate`).
 """
 
 from __future__ import annotations
@@ -8,13 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-from scipy.stats import binomtest
-
-from visionloop.errors import ArtifactError, BlockedError
+from visionloop.errors import BlockedError
+from visionloop.evaluation.comparison import Comparison
 from visionloop.models import Family
-
-_RESAMPLES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,50 +30,11 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """Two models on the same images."""
-
-    only_first: int  # images that only the first answers rightly
-    only_second: int
-    images: int
-    p_value: float  # exact McNemar
-    difference: float  # accuracy of the first minus that of the second
-    low: float  # paired bootstrap interval of the difference
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
 class Selection:
     """The choice, and its reason in a sentence or two."""
 
     family: Family
     reason: str
-
-
-def compare(first: Mapping[str, bool], second: Mapping[str, bool], confidence_level: float) -> Comparison:
-    """Compare two models by the images that only one of them answers rightly.
-
-    McNemar's test in its exact form: under no difference each such image falls to either side with probability 1/2, so
-    the p-value is binomial, also for few images. The interval is the percentile bootstrap over images: resampling N images
-    is a multinomial draw of the three outcomes +1, -1 and 0, which is drawn directly, with a fixed seed.
-
-    Raises:
-        ArtifactError: the two were not evaluated on the same images, or on none.
-    """
-    if first.keys() != second.keys() or not first:
-        raise ArtifactError(
-            f"The two models were evaluated on {len(first)} and {len(second)} test images that are not the same; "
-            "run `dvc repro evaluate` so that both see this data version."
-        )
-    only_first = sum(right and not second[name] for name, right in first.items())
-    only_second = sum(right and not first[name] for name, right in second.items())
-    discordant, images = only_first + only_second, len(first)
-    p_value = float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0
-    shares = np.array([only_first, only_second, images - discordant]) / images
-    draws = np.random.default_rng(0).multinomial(images, shares, size=_RESAMPLES)
-    tail = (1 - confidence_level) / 2
-    low, high = np.quantile((draws[:, 0] - draws[:, 1]) / images, [tail, 1 - tail])
-    return Comparison(only_first, only_second, images, p_value, (only_first - only_second) / images, float(low), float(high))
 
 
 def choose(cnn: Candidate, vit: Candidate, comparison: Comparison, *, alpha: float, max_latency_ms: float) -> Selection:
