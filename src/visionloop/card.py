@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from visionloop.errors import ArtifactError
 from visionloop.features import softmax
 from visionloop.files import read_verified, sha256_file, write_text
-from visionloop.paths import CARD
+from visionloop.paths import CALIBRATION, CARD
 from visionloop.preprocess import PreprocessSpec
 
 INPUT_NAME = "images"  # uint8 [N, H, W, 3]
@@ -113,3 +113,20 @@ def load_card(folder: Path) -> ModelCard:
         ) from error
     except (ValidationError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} is no model card of this visionloop; rebuild it with `dvc repro`.") from error
+
+
+def load_calibration(folder: Path) -> Calibration:
+    """Read `calibration.json` of a model folder.
+
+    Raises:
+        ArtifactError: there is none, or it is no calibration.
+    """
+    path = folder / CALIBRATION
+    try:
+        return Calibration.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error.strerror}); run `dvc repro calibrate`.") from error
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise ArtifactError(
+            f"{path} is no calibration of this visionloop; rebuild it with `dvc repro calibrate`."
+        ) from error

@@ -533,6 +533,14 @@ def _lay_over(tree: dict[str, Any], changes: Mapping[str, Any]) -> None:
             tree[key] = value
 
 
+class CalibrateParams(Section):
+    section: ClassVar[str] = "calibrate"
+    precision: float = Field(gt=0.5, lt=1, description="that each class's threshold keeps, on val")
+    review_share: float = Field(ge=0, le=0.5, description="of the answers, the least certain, goes to a person")
+    known_kept: float = Field(ge=0.5, lt=1, description="share of the val images that are not called unknown")
+    foreign: str = Field(min_length=1, description="folder of images of none of the classes; may be empty")
+
+
 class EvaluateParams(Section):
     section: ClassVar[str] = "evaluate"
     confidence_level: float = Field(gt=0.5, lt=1, description="of every interval")
@@ -635,6 +643,7 @@ class Params(Section):
     augment: AugmentParams
     train: TrainParams
     tune: TuneParams
+    calibrate: CalibrateParams
     evaluate: EvaluateParams
     select: SelectParams
     export: ExportParams

@@ -16,6 +16,7 @@ RECIPES = Path("recipes")  # complete params files to put in the place of params
 DECISIONS = Path("data/decisions.csv")  # keep, drop or relabel by image id, with who and why
 FEEDBACK = Path("data/feedback")  # labelled live images, written by `visionloop feedback pull`
 OUT_OF_FOLD = Path("data/out_of_fold")  # answers of cross-validation, written by `visionloop crossvalidate --accept`
+FOREIGN = Path("data/foreign")  # images of none of the classes, to measure "unknown" by; nothing need lie there
 OUT_OF_FOLD_ANSWERS = OUT_OF_FOLD / "answers.parquet"
 DOWNLOADS = Path("data/downloads")  # archives by sha256; no dependency, since params pin their content
 # collect
@@ -34,9 +35,10 @@ PACKED = Path("data/packed")  # {train,val,test}.{images,labels}.npy, {...}.ids.
 CONTACT_SHEET = Path("reports/augmentation.png")  # the policy as training applies it
 OPERATIONS_SHEET = Path("reports/augmentation_operations.png")  # each operation alone, at its strongest
 AUGMENT_REPORT = Path("reports/augmentation.json")
-# train, evaluate: one folder per family ("cnn", "vit")
+# train, calibrate, evaluate: one folder per family ("cnn", "vit")
 MODELS = Path("models")
 TRAIN_REPORTS = Path("reports/train")
+CALIBRATE_REPORTS = Path("reports/calibrate")
 EVALUATE_REPORTS = Path("reports/evaluate")
 CROSSVALIDATE_REPORTS = Path("reports/crossvalidate")
 FIND_RATE_REPORTS = Path("reports/find-rate")  # <family>.png, written by `visionloop find-rate`; not in git
@@ -64,6 +66,8 @@ REFERENCE_REPORT = Path("reports/reference.json")
 MODEL_ONNX = "model.onnx"
 MODEL_TORCH = "model.pt"
 CARD = "card.json"
+CALIBRATION = "calibration.json"
+CLASS_MEANS = "class_means.npz"
 EMBEDDING_PCA = "embedding_pca.npz"
 GOLDEN = "golden.npz"
 LABELS = "labels.txt"
@@ -86,13 +90,18 @@ RUN_SUMMARY = VAR / "run-summary.json"
 
 
 def family_folder(family: str) -> Path:
-    """`models/<family>`: model.pt, card.json, and the resume folder of an interrupted training."""
+    """`models/<family>`: model.pt, card.json, calibration.json, class_means.npz, the resume folder of a stopped training."""
     return MODELS / family
 
 
 def train_report(family: str) -> Path:
     """`reports/train/<family>`: what DVCLive writes during training."""
     return TRAIN_REPORTS / family
+
+
+def calibrate_report(family: str) -> Path:
+    """`reports/calibrate/<family>`: tables, pictures and the scores of foreign images; numbers in `<family>.json` beside."""
+    return CALIBRATE_REPORTS / family
 
 
 def evaluate_report(family: str) -> Path:

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from visionloop.errors import ArtifactError
+from visionloop.errors import ArtifactError, DataError
+from visionloop.features import softmax
 from visionloop.files import atomic_path
 from visionloop.models import Classifier
 from visionloop.progress import track
@@ -27,11 +28,35 @@ _BATCH_PIXELS = 1 << 22  # bounds memory: 256 images of 128 x 128, 83 of 224 x 2
 
 @dataclass(frozen=True)
 class SplitPredictions:
-    """The answers for one side of the data set."""
+    """The answers for one side of the data set.
+
+    Raises:
+        DataError: a score is NaN or infinite, a target is no class, or the three do not belong together.
+    """
 
     ids: tuple[str, ...]  # [N]
     targets: Numbers  # [N], positions in the labels
     probabilities: Floats  # [N, K]; rows sum to 1
+
+    def __post_init__(self) -> None:
+        count, classes = self.probabilities.shape
+        if not len(self.ids) == len(self.targets) == count:
+            raise DataError(
+                f"{len(self.ids)} ids, {len(self.targets)} targets and {count} rows of scores do not belong together; run "
+                "`dvc repro augment evaluate`."
+            )
+        broken = np.flatnonzero(~np.isfinite(self.probabilities).all(1))
+        if len(broken):
+            raise DataError(
+                f"The scores of {len(broken)} of {count} images are NaN or infinite (first: {self.ids[broken[0]][:12]}); a "
+                "model that says so has weights that are not finite: train it again with a lower learning rate."
+            )
+        strange = np.flatnonzero((self.targets < 0) | (self.targets >= classes))
+        if len(strange):
+            raise DataError(
+                f"Image {self.ids[strange[0]][:12]} is of class number {self.targets[strange[0]]}, and the model knows "
+                f"{classes} classes, from 0; train it again on this data version."
+            )
 
     @property
     def predicted(self) -> Numbers:
@@ -46,27 +71,39 @@ class SplitPredictions:
         return right
 
 
-def predict(model: Classifier, images: npt.NDArray[np.uint8], device: torch.device, description: str) -> Floats:
-    """Probabilities [N, K] of uint8 images [N, H, W, 3], in batches, with progress under `description`.
+@dataclass(frozen=True)
+class Answers:
+    """What a model says of N images, before any calibration."""
+
+    logits: npt.NDArray[np.float32]  # [N, K]
+    embedding: npt.NDArray[np.float32]  # [N, D]
+
+
+def answer(model: Classifier, images: npt.NDArray[np.uint8], device: torch.device, description: str) -> Answers:
+    """Logits and embedding of uint8 images [N, H, W, 3], in batches, with progress under `description`.
 
     Raises:
         ArtifactError: the model answers with NaN or infinity.
     """
     model = model.to(device).eval()
     batch_size = max(1, min(1024, _BATCH_PIXELS // max(1, images.shape[1] * images.shape[2])))
-    starts = range(0, len(images), batch_size)
-    parts = [np.empty((0, model.num_classes))]
+    logits = np.empty((len(images), model.num_classes), np.float32)
+    embedding = np.empty((len(images), model.embedding_size), np.float32)
     with torch.inference_mode():
-        for start in track(starts, description):
-            batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(device)
-            logits, _ = model(batch)
-            parts.append(torch.softmax(logits.double(), 1).cpu().numpy())
-    probabilities = np.concatenate(parts)
-    if not np.isfinite(probabilities).all():
+        for start in track(range(0, len(images), batch_size), description):
+            part = slice(start, start + batch_size)
+            found = model(torch.from_numpy(np.array(images[part])).to(device))
+            logits[part], embedding[part] = (tensor.float().cpu().numpy() for tensor in found)
+    if not (np.isfinite(logits).all() and np.isfinite(embedding).all()):
         raise ArtifactError(
             "The model answers with NaN or infinity, so its weights are not finite; train again with a lower learning rate."
         )
-    return probabilities
+    return Answers(logits, embedding)
+
+
+def predict(model: Classifier, images: npt.NDArray[np.uint8], device: torch.device, description: str) -> Floats:
+    """Probabilities [N, K] of uint8 images [N, H, W, 3], as they come, see `answer`."""
+    return softmax(answer(model, images, device, description).logits)
 
 
 def write_predictions(path: Path, labels: tuple[str, ...], splits: Mapping[Split, SplitPredictions]) -> None:
