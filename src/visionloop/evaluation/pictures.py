@@ -41,8 +41,8 @@ def confusion_png(matrix: Numbers, labels: Sequence[str], title: str) -> bytes:
             axes.imshow(np.sqrt(values / max(values.max(), 1e-9)), cmap="Blues", vmin=0, vmax=1)
             axes.set(xlabel="predicted", ylabel="actual", title=name)
             ticks = range(0, count, max(1, math.ceil(count / 60)))
-            axes.set_xticks(ticks, [_short(labels[i]) for i in ticks], rotation=90 if _is_long(labels) else 0)
-            axes.set_yticks(ticks, [_short(labels[i]) for i in ticks])
+            axes.set_xticks(ticks, [short(labels[i]) for i in ticks], rotation=90 if _is_long(labels) else 0)
+            axes.set_yticks(ticks, [short(labels[i]) for i in ticks])
             if count <= _MOST_NUMBERED:
                 for row, column in zip(*np.nonzero(values), strict=True):
                     value = values[row, column]
@@ -65,7 +65,7 @@ def pr_curves_png(curves: Sequence[PrCurve], title: str) -> bytes:
                 linewidth=2.5 if micro else 1,
                 color="black" if micro else None,
                 zorder=3 if micro else 2,
-                label=f"{_short(curve.name)}, AP {curve.average_precision:.3f}",
+                label=f"{short(curve.name)}, AP {curve.average_precision:.3f}",
             )
         axes.set(xlabel="recall", ylabel="precision", xlim=(-0.02, 1.02), ylim=(-0.02, 1.04))
         axes.grid(alpha=0.3)
@@ -107,7 +107,7 @@ def folds_png(
             lower.plot([place] * len(known[index]), known[index], "o", color="black", alpha=0.35, markersize=5)
             lower.plot(place, np.mean(known[index]), "_", color="tab:blue", markersize=16, markeredgewidth=2)
         lower.set(ylabel="recall in each fold")
-        names = [_short(labels[index]) for index in order]
+        names = [short(labels[index]) for index in order]
         lower.set_xticks(range(len(order)), names, rotation=45 if _is_long(names) else 0)
         few = (
             f"the {len(order)} hardest of {len(labels)} classes"
@@ -125,7 +125,7 @@ def gradcam_png(
 ) -> bytes:
     """For each image: the input, the heat-map for the predicted class, and the map laid over the input."""
     if len(images) == 0:
-        return _sentence_png("No image was asked for (evaluate.gradcam_images is 0).", title)
+        return sentence_png("No image was asked for (evaluate.gradcam_images is 0).", title)
     per_row = min(4, len(images))
     rows = math.ceil(len(images) / per_row)
     with drawing((per_row * 4.2, rows * 1.75), title) as (figure, buffer):
@@ -142,7 +142,7 @@ def gradcam_png(
             # Stronger evidence covers more; where there is none the input shows.
             right.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=heat * 0.7, interpolation="nearest")
             same = targets[index] == predicted[index]
-            text = _short(targets[index]) if same else f"{_short(targets[index])}, called {_short(predicted[index])}"
+            text = short(targets[index]) if same else f"{short(targets[index])}, called {short(predicted[index])}"
             middle.set_title(text, fontsize=9, color="black" if same else "firebrick")
     return buffer.getvalue()
 
@@ -162,9 +162,9 @@ def mistakes_png(
     `mistakes` of `of` images were wrong in all; where there are none, the picture says so.
     """
     if mistakes == 0:
-        return _sentence_png(f"There are no mistakes: all {of} images are answered rightly.", title)
+        return sentence_png(f"There are no mistakes: all {of} images are answered rightly.", title)
     if len(images) == 0:
-        return _sentence_png(f"{mistakes} of {of} are wrong; none was asked for (evaluate.mistake_images is 0).", title)
+        return sentence_png(f"{mistakes} of {of} are wrong; none was asked for (evaluate.mistake_images is 0).", title)
     columns = min(_COLUMNS, max(4, len(images)))
     rows = math.ceil(len(images) / columns)
     heading = f"{title}: {len(images)} of {mistakes} mistakes on {of} images, the most confident first"
@@ -176,11 +176,12 @@ def mistakes_png(
             grid.flat, images, targets, predicted, probabilities, strict=False
         ):
             axes.imshow(image, interpolation="nearest")
-            axes.set_title(f"is {_short(target)}\ncalled {_short(guess)}\n{probability:.0%}", fontsize=8)
+            axes.set_title(f"is {short(target)}\ncalled {short(guess)}\n{probability:.0%}", fontsize=8)
     return buffer.getvalue()
 
 
-def _sentence_png(sentence: str, title: str) -> bytes:
+def sentence_png(sentence: str, title: str) -> bytes:
+    """A picture of one sentence, where there is nothing else to show."""
     with drawing((8, 2), title) as (figure, buffer):
         axes: Axes = figure.subplots()
         axes.axis("off")
@@ -203,7 +204,8 @@ def drawing(inches: tuple[float, float], title: str) -> Iterator[tuple[Figure, i
         figure.savefig(buffer, format="png", metadata={"Software": None})
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """A class name in at most 16 characters."""
     return text if len(text) <= 16 else text[:15] + "…"
 
 

@@ -31,12 +31,37 @@ class GradcamLayer:
 
     In a convolutional network: the deepest layer with at least `LEAST_MAP_SIDE` positions a side, because the last map of a
     small image has so few that each sees all of it. In a ViT: the first norm, before attention, because after the last
-    block every patch carries the whole image's answer. See `evaluation/gradcam.py` for what was measured.
+    block every patch carries the whole image's answer. See `explanation/__init__.py` for what was measured.
     """
 
     module: nn.Module
     to_map: Callable[[Tensor], Tensor]
     places: tuple[int, ...] = (2, 3)  # the dimensions of the module's output that are places in the image
+    leading: int = 0  # entries of the first of these dimensions that are no place, before the others: a class token
+
+
+@dataclass(frozen=True)
+class AttentionLayer:
+    """A layer of self-attention over all tokens, from the tokens that go in to what is added to them.
+
+    torch's fused kernel keeps no attention; with these three, `explanation/attention.py` recomputes it.
+    """
+
+    source: nn.Module  # its first input are the tokens [N, T, D]
+    answer: nn.Module  # its output, or the first of its outputs, is the projected answer [N, T, D]
+    heads: int
+    weight: Tensor  # [3 D, D], and `bias` [3 D]: queries, keys and values, in this order
+    bias: Tensor
+    project: Tensor  # [D, D], the last projection's weight
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What attention roll-out needs of a network whose tokens all see one another, from the first layer to the last."""
+
+    layers: tuple[AttentionLayer, ...]
+    # How tokens make the embedding: the first alone, all alike, or as the softmax over a module's output [N, T, 1] says.
+    pooling: Literal["class_token", "mean"] | nn.Module
 
 
 class Network(nn.Module):
@@ -50,8 +75,12 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def gradcam_layer(self) -> GradcamLayer:
-        """The layer that Grad-CAM looks at."""
+        """The layer that maps by gradients look at."""
         raise NotImplementedError
+
+    def attention(self) -> Attention | None:
+        """Its self-attention for roll-out; None where there is none, or only within windows."""
+        return None
 
     def layers(self) -> list[list[str]]:
         """The names of all parameters, grouped from the input to the head; see `layers_in_order`."""

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from visionloop.errors import ConfigError
 from visionloop.models.choices import CHOICES, activation, initialisation, initialise
 from visionloop.models.network import (
+    Attention,
+    AttentionLayer,
     Family,
     GradcamLayer,
     Network,
@@ -122,6 +124,15 @@ class SmallViT(Network):
             return both_views(maps) if self.flip_average else maps
 
         return GradcamLayer(first.norm1, to_map, places=(1,))
+
+    def attention(self) -> Attention:
+        """Every block's."""
+        layers = []
+        for block in self.blocks:
+            assert isinstance(block, _Block)
+            weights = (block.qkv.weight, block.qkv.bias, block.project.weight)
+            layers.append(AttentionLayer(block.qkv, block.project, block.heads, *weights))
+        return Attention(tuple(layers), "mean" if self.weigh is None else self.weigh)
 
 
 class _Block(nn.Module):

@@ -19,7 +19,17 @@ from torchvision.models.vision_transformer import Encoder
 from visionloop.errors import ConfigError
 from visionloop.models.choices import CHOICES
 from visionloop.models.layers import layers_in_order
-from visionloop.models.network import LEAST_MAP_SIDE, Family, GradcamLayer, Network, Option, same, tokens_as_map
+from visionloop.models.network import (
+    LEAST_MAP_SIDE,
+    Attention,
+    AttentionLayer,
+    Family,
+    GradcamLayer,
+    Network,
+    Option,
+    same,
+    tokens_as_map,
+)
 
 NOT_COVERED = ("googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1")
 
@@ -49,6 +59,20 @@ class TorchvisionNetwork(Network):
         """A ViT's first norm; in others the deepest of the main stages whose map is large enough."""
         assert self.gradcam is not None
         return self.gradcam
+
+    def attention(self) -> Attention | None:
+        """A plain ViT's; Swin and MaxViT look into windows, through which no roll-out goes."""
+        if not hasattr(self.body, "encoder"):
+            return None
+        body: Any = self.body
+        mixers = [block.self_attention for block in body.encoder.layers]
+        return Attention(
+            tuple(
+                AttentionLayer(mixer, mixer, mixer.num_heads, mixer.in_proj_weight, mixer.in_proj_bias, mixer.out_proj.weight)
+                for mixer in mixers
+            ),
+            "class_token",
+        )
 
     def layers(self) -> list[list[str]]:
         """The names of all parameters, grouped from the input to the head: torchvision's blocks, and what stands alone."""
@@ -139,7 +163,7 @@ def _find_gradcam_layer(name: str, network: TorchvisionNetwork, image_size: tupl
         network.train()
     if hasattr(body, "encoder"):
         side = body.image_size // body.patch_size  # tokens are the class token, then the patches
-        return GradcamLayer(modules[0], lambda tokens: tokens_as_map(tokens[:, 1:], (side, side)), places=(1,))
+        return GradcamLayer(modules[0], lambda tokens: tokens_as_map(tokens[:, 1:], (side, side)), (1,), leading=1)
     least = min(LEAST_MAP_SIDE, max(sides.values()))
     places = (2, 3) if to_map is same else (1, 2)
     return GradcamLayer(modules[max(index for index, side in sides.items() if side >= least)], to_map, places)
