@@ -544,6 +544,7 @@ class CalibrateParams(Section):
 class EvaluateParams(Section):
     section: ClassVar[str] = "evaluate"
     confidence_level: float = Field(gt=0.5, lt=1, description="of every interval")
+    top_k: int = Field(ge=2, le=100, description="an answer counts as right in top-k where the class is among the k best")
     gradcam_images: int = Field(ge=0, le=64, description="pictures with Grad-CAM")
     mistake_images: int = Field(ge=0, le=200, description="pictures in the gallery of worst mistakes")
 
@@ -601,6 +602,17 @@ class ReferenceParams(Section):
     )
 
 
+class ReportParams(Section):
+    section: ClassVar[str] = "report"
+    model_name: str = Field(min_length=1, max_length=100, description="on the model card and the report page")
+    licence: str | None = Field(pattern=r"^[a-z0-9.-]+$", description="of the model, as apache-2.0, cc-by-4.0 or other")
+    contact: str | None = Field(description="who answers questions about the model")
+    intended_use: str | None = Field(description="what the model is for, and for whom")
+    out_of_scope: str | None = Field(description="what it is not for")
+    ethical_considerations: str | None = Field(description="whom it may harm and how, what was done about it")
+    limits: str | None = Field(description="what users must know beyond what was measured")
+
+
 class ServeParams(Section):
     section: ClassVar[str] = "serve"
     http_port: int = Field(ge=1, le=65_535, description="Triton's HTTP port; the next free one where it is taken")
@@ -650,6 +662,7 @@ class Params(Section):
     quantize: QuantizeParams
     deploy: DeployParams
     reference: ReferenceParams
+    report: ReportParams
     serve: ServeParams
     monitor: MonitorParams
 
