@@ -35,7 +35,13 @@ def declaration(stage: str) -> dict[str, list[str]]:
 
     def names(key: str) -> list[str]:
         found = [one if isinstance(one, str) else next(iter(one)) for one in body.get(key, [])]
-        values = {"${item}": item, "${key}": item, "${item.teacher}": "none", "${collect.path}": "data/raw"}
+        values = {
+            "${item}": item,
+            "${key}": item,
+            "${item.teacher}": "none",
+            "${collect.path}": "data/raw",
+            "${calibrate.foreign}": "data/foreign",
+        }
         return [functools.reduce(lambda name, one: name.replace(*one), values.items(), name) for name in found]
 
     return {

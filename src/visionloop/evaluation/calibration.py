@@ -9,6 +9,8 @@ Does not cover: images of none of the classes (`unknowns.py`), and a temperature
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -191,6 +193,17 @@ def precision_thresholds(
         threshold = float(sure[last]) if len(good) else None
         rows.append(ClassThreshold(label, threshold, support, hits / support if support else None, low, high))
     return rows
+
+
+def thresholds_csv(rows: Sequence[ClassThreshold]) -> str:
+    """One line per class; what is not defined is an empty field."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(("label", "threshold", "support", "precision", "precision_low", "precision_high"))
+    for row in rows:
+        numbers = (row.threshold, row.support, row.precision, row.low, row.high)
+        writer.writerow((row.label, *("" if value is None else round(value, 4) for value in numbers)))
+    return buffer.getvalue()
 
 
 def review_threshold(confidence: Floats, share: float) -> float:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.covariance import ledoit_wolf
 
-from visionloop.errors import ConfigError, DataError, ImageError
+from visionloop.errors import ArtifactError, ConfigError, DataError, ImageError
 from visionloop.preprocess import PreprocessSpec, preprocess
 from visionloop.unknown import SCORES, ClassMeans, Score
 
@@ -121,20 +121,71 @@ def kept_threshold(known: Floats, kept: float) -> float:
     return float(np.sort(known)[max(0, int(np.ceil(kept * len(known) - 1e-9)) - 1)])
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The score that is taken, and the sentence that says by which figures."""
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of each score, and which one is taken."""
 
     score: Score
-    reason: str
+    reason: str  # a sentence with the figures that chose
+    chosen_by: Mapping[Score, Separation]  # on the kinds of `CHOSEN_BY`
+    judged_by: Mapping[Score, Separation]  # on all other kinds
 
 
-def choose(chosen_by: Mapping[Score, Separation]) -> Choice:
-    """The score with the highest AUROC, to a thousandth; among equal ones the one that needs least (order of `SCORES`)."""
-    best = max(SCORES, key=lambda score: (round(chosen_by[score].auroc, 3), -SCORES.index(score)))
-    others = ", ".join(f"{score} {chosen_by[score].auroc:.3f}" for score in SCORES if score != best)
-    kinds = ", ".join(chosen_by[best].auroc_of)
-    return Choice(best, f"The {best} tells foreign images best: AUROC {chosen_by[best].auroc:.3f} over {kinds}; {others}.")
+def choose(known: Mapping[Score, Floats], foreign: Mapping[Score, Mapping[str, Floats]]) -> Measured:
+    """Take the score with the highest AUROC on the kinds of `CHOSEN_BY`, and judge all on the others.
+
+    `known` are the scores of validation images [N], `foreign` those of each kind. AUROC counts to a thousandth; among equal
+    scores the one that needs least is taken (the order of `SCORES`).
+    """
+
+    def parts(chooses: bool) -> dict[Score, Separation]:
+        return {
+            score: separation(
+                known[score], {kind: x for kind, x in foreign[score].items() if (kind in CHOSEN_BY) == chooses}
+            )
+            for score in SCORES
+        }
+
+    by, judged = parts(True), parts(False)
+    best = max(SCORES, key=lambda score: (round(by[score].auroc, 3), -SCORES.index(score)))
+    others = ", ".join(f"{score} {by[score].auroc:.3f}" for score in SCORES if score != best)
+    reason = (
+        f"{best.capitalize()} is the score for unknown images: AUROC "
+        f"{by[best].auroc:.3f} over {', '.join(by[best].auroc_of)}; "
+        f"{others}."
+    )
+    return Measured(best, reason, by, judged)
+
+
+def unknowns_csv(measured: Measured) -> str:
+    """`score,kind,role,auroc,fpr95`: each score on each kind, and whether the kind chose or judged."""
+    lines = ["score,kind,role,auroc,fpr95"]
+    for role, parts in (("chose", measured.chosen_by), ("judged", measured.judged_by)):
+        for score, part in parts.items():
+            lines += [f"{score},{kind},{role},{part.auroc_of[kind]:.4f},{part.fpr95_of[kind]:.4f}" for kind in part.auroc_of]
+    return "\n".join(lines) + "\n"
+
+
+def foreign_csv(measured: Measured, scores: Mapping[str, Floats]) -> str:
+    """`kind,score` of the kinds that judge, one line per image: what `evaluate` compares the test images with."""
+    kinds = measured.judged_by[measured.score].auroc_of
+    return "\n".join(["kind,score", *(f"{kind},{float(x)!r}" for kind in kinds for x in scores[kind])]) + "\n"
+
+
+def read_foreign(path: Path) -> dict[str, Floats]:
+    """Read what `foreign_csv` made: scores by kind.
+
+    Raises:
+        ArtifactError: the file is missing or something else.
+    """
+    found: dict[str, list[float]] = {}
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines()[1:]:
+            kind, _, score = line.partition(",")
+            found.setdefault(kind, []).append(float(score))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}); run `dvc repro calibrate`.") from error
+    return {kind: np.array(scores) for kind, scores in found.items()}
 
 
 def fit_means(embedding: npt.NDArray[np.floating], labels: Numbers) -> ClassMeans:
