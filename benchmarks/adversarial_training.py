@@ -24,12 +24,12 @@ import numpy as np
 import torch
 
 from benchmarks.digits_accuracy import machine, prepare
+from visionloop.attacks import accuracy_under_attack
 from visionloop.config import TrainParams, load_params
 from visionloop.data.packing import load_meta, load_split
 from visionloop.files import write_json
 from visionloop.models import Family
 from visionloop.training import train
-from visionloop.training.adversarial import accuracy_under_attack
 
 OUTPUT = Path("benchmarks/results/adversarial_training.json")
 REPLAYS = 4  # the paper's m on CIFAR-10 is 8, of 200 epochs; the digits have 30

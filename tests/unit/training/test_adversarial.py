@@ -10,37 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.unit.training.worlds import meta, params
-from visionloop.models import Classifier, build
-from visionloop.training.adversarial import Adversary, accuracy_under_attack, pgd
-
-EPSILON = 8.0
-
-
-def net(seed: int = 0, dropout: float = 0.0) -> Classifier:
-    torch.manual_seed(seed)
-    options = {"width": 8, "stages": 2, "dropout": dropout}
-    world = meta()
-    return build("small_resnet", num_classes=3, image_size=(8, 8), mean=world.mean, std=world.std, options=options)
-
-
-def data(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Noise with a 3 x 3 square of the class's colour, 60 levels above it, and over all a pattern of its own of 4 levels.
-
-    Both tell the class. A plain network reads the pattern as well, which an attack of 8 levels turns around; the square is
-    out of its reach.
-    """
-    random = generator(seed)
-    labels = torch.randint(0, 3, (count,), generator=random)
-    pattern = 4 * torch.randint(-1, 2, (3, 8, 8, 3), generator=generator(9))
-    images = 128 + 12 * torch.randn(count, 8, 8, 3, generator=random) + pattern[labels]
-    for image, label, (row, column) in zip(images, labels, torch.randint(0, 5, (count, 2), generator=random), strict=True):
-        image[row : row + 3, column : column + 3, label] += 60
-    return images.round().clamp(0, 255).to(torch.uint8), labels
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.unit.training.attack_world import EPSILON, data, generator, net
+from tests.unit.training.worlds import params
+from visionloop.attacks import accuracy_under_attack, pgd
+from visionloop.models import Classifier
+from visionloop.training.adversarial import Adversary
 
 
 def raises(labels: Tensor) -> Callable[[Tensor], Tensor]:

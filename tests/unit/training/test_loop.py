@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from tests.unit.training import worlds
+from visionloop.attacks import accuracy_under_attack
 from visionloop.data.packing import PackedSplit
 from visionloop.data.policy import AugmentPolicy
 from visionloop.errors import ConfigError, DataError, TrainingError
 from visionloop.models import Family
 from visionloop.training import EpochRecord, TrainResult, clear_resume, train
-from visionloop.training.adversarial import accuracy_under_attack
 from visionloop.training.bad_batch import load_bad_batch
 
 
