@@ -55,6 +55,9 @@ EXPORT_REPORT = Path("reports/export.json")
 SHIPPED = Path("models/shipped")  # model.onnx (INT8 or FP32, whichever earned it), embedding_pca.npz, card.json
 QUANTIZE_REPORT = Path("reports/quantize.json")
 VARIANTS = Path("reports/variants.csv")  # speed, size and memory of torch, FP32 and INT8 by batch size
+# gate
+PROMOTIONS = Path("data/promotions.csv")  # which models people published over the gate's head, with who and why
+GATE_REPORT = Path("reports/gate.json")
 # deploy
 MODEL_REPOSITORY = Path("model_repository")
 DEPLOY_REPORT = Path("reports/deploy.json")
@@ -71,6 +74,7 @@ CLASS_MEANS = "class_means.npz"
 EMBEDDING_PCA = "embedding_pca.npz"
 GOLDEN = "golden.npz"
 LABELS = "labels.txt"
+SEEN = "images.npz"  # in a published version: which images its data version had, and which of them were test
 RELEASE = "release.json"  # in the model repository: which version of `classifier` is champion
 
 # What the live system writes; never in git, never a DVC output.

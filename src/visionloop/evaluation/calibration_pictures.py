@@ -7,8 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from visionloop.evaluation.calibration import Bin, Floats, expected_error
+from visionloop.evaluation.calibration import (
+    Bin,
+    Floats,
+    area_under_risk,
+    expected_error,
+    first_class,
+    rest,
+    risk_coverage,
+)
 from visionloop.evaluation.pictures import drawing
+from visionloop.evaluation.trust import Trusted
 from visionloop.evaluation.unknowns import Measured
 
 _MOST_POINTS = 1000
@@ -51,6 +60,19 @@ def risk_coverage_png(coverage: Floats, risk: Floats, *, area: float, reviewed: 
         axes.grid(alpha=0.3)
         axes.legend(loc="upper left")
     return buffer.getvalue()
+
+
+def trusted_png(trusted: Trusted, title: str) -> bytes:
+    """The reliability picture of test images."""
+    return reliability_png(trusted.bins(raw=True), trusted.bins(), title)
+
+
+def rest_png(trusted: Trusted, title: str) -> bytes:
+    """The risk-coverage picture of test images, with the review share that they have."""
+    confidence, correct = first_class(trusted.predictions.probabilities, trusted.predictions.targets)
+    reviewed = rest(confidence, correct, trusted.calibration.review_below).reviewed
+    area = area_under_risk(confidence, correct)
+    return risk_coverage_png(*risk_coverage(confidence, correct), area=area, reviewed=reviewed, title=title)
 
 
 def unknowns_png(measured: Measured, title: str) -> bytes:

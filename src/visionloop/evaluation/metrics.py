@@ -22,9 +22,9 @@ from sklearn.metrics import (
 )
 
 from visionloop.errors import DataError
+from visionloop.evaluation import calibration
 from visionloop.evaluation.predictions import Floats, Numbers, SplitPredictions
 
-_BINS = 15  # of the calibration error, as in Guo et al. 2017, arXiv:1706.04599
 _LEAST_PROBABILITY = 1e-15  # a probability of 0 on the right class costs 34.5 nats, not infinitely many
 
 
@@ -181,11 +181,8 @@ def top_k_correct(predictions: SplitPredictions, k: int) -> npt.NDArray[np.bool_
 
 
 def calibration_error(predictions: SplitPredictions) -> float:
-    """Expected calibration error: the mean gap between confidence and accuracy over 15 bins of equal width."""
-    confidence = predictions.probabilities.max(1)
-    bins = np.minimum((confidence * _BINS).astype(np.int64), _BINS - 1)
-    gaps = np.bincount(bins, confidence - predictions.correct, minlength=_BINS)
-    return float(np.abs(gaps).sum() / len(confidence))
+    """Expected calibration error over 15 bins of equal width, see `calibration`."""
+    return calibration.calibration_error(predictions.probabilities, predictions.targets)
 
 
 def classes_csv(classes: Sequence[ClassMetrics], intervals: Sequence[Mapping[str, Bounds]] = ()) -> str:

@@ -8,6 +8,7 @@ import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from visionloop.evaluation.curves import MICRO, PrCurve
+from visionloop.evaluation.curves import MACRO, MICRO, PrCurve, RocCurve
 from visionloop.evaluation.predictions import Floats, Numbers
 
 Images = npt.NDArray[np.uint8]
@@ -53,26 +54,49 @@ def confusion_png(matrix: Numbers, labels: Sequence[str], title: str) -> bytes:
 
 
 def pr_curves_png(curves: Sequence[PrCurve], title: str) -> bytes:
-    """All curves in one picture, the micro-average thick, the legend with each average precision (AP)."""
+    """All curves in one picture, the averages thick, the legend with each average precision (AP)."""
+    lines = [(curve.name, curve.recall, curve.precision, f"AP {curve.average_precision:.3f}") for curve in curves]
+    return _curves_png(lines, "recall", "precision", title, drawstyle="steps-pre")
+
+
+def roc_curves_png(curves: Sequence[RocCurve], title: str) -> bytes:
+    """All curves in one picture, the averages thick, the legend with each area under the curve (AUC)."""
+    if not curves:
+        return sentence_png("The images are of one class, so there are no false alarms and no ROC curve.", title)
+    lines = [(one.name, one.false_positive_rate, one.true_positive_rate, f"AUC {one.area:.4f}") for one in curves]
+    return _curves_png(lines, "false positive rate", "true positive rate", title, drawstyle="default")
+
+
+def _curves_png(
+    lines: Sequence[tuple[str, Floats, Floats, str]],
+    x: str,
+    y: str,
+    title: str,
+    *,
+    drawstyle: Literal["default", "steps-pre"],
+) -> bytes:
+    averages = {MICRO: "-", MACRO: "--"}
     with drawing((8, 6), title) as (figure, buffer):
         axes = figure.subplots()
-        for curve in curves:
-            micro = curve.name == MICRO
+        for name, xs, ys, area in lines:
+            average = name in averages
             axes.plot(
-                curve.recall,
-                curve.precision,
-                drawstyle="steps-pre",
-                linewidth=2.5 if micro else 1,
-                color="black" if micro else None,
-                zorder=3 if micro else 2,
-                label=f"{short(curve.name)}, AP {curve.average_precision:.3f}",
+                xs,
+                ys,
+                drawstyle=drawstyle,
+                linewidth=2 if average else 1,
+                linestyle=averages.get(name, "-"),
+                color="black" if average else None,
+                zorder=3 if average else 2,
+                label=f"{short(name)}, {area}",
             )
-        axes.set(xlabel="recall", ylabel="precision", xlim=(-0.02, 1.02), ylim=(-0.02, 1.04))
+        axes.set(xlabel=x, ylabel=y, xlim=(-0.02, 1.02), ylim=(-0.02, 1.04))
         axes.grid(alpha=0.3)
-        shown = min(len(curves), _MOST_IN_LEGEND)
+        shown, classes = min(len(lines), _MOST_IN_LEGEND), len(lines) - len(averages)
         handles, names = axes.get_legend_handles_labels()
-        note = None if shown == len(curves) else f"{shown - 1} of {len(curves) - 1} classes"
-        axes.legend(handles[:shown], names[:shown], loc="lower left", fontsize=8, title=note)
+        note = None if shown == len(lines) else f"{shown - len(averages)} of {classes} classes"
+        corner: Literal["lower left", "lower right"] = "lower left" if x == "recall" else "lower right"
+        axes.legend(handles[:shown], names[:shown], loc=corner, fontsize=8, title=note)
     return buffer.getvalue()
 
 

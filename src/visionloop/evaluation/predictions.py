@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +19,13 @@ from visionloop.files import atomic_path
 from visionloop.models import Classifier
 from visionloop.progress import track
 from visionloop.records import Split
+from visionloop.unknown import Doubt
 
 Floats = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.int64]
 
 _PREFIX = "p:"  # of the probability columns: no class name can hide another column
+_LOGIT_PREFIX = "logit:"
 _BATCH_PIXELS = 1 << 22  # bounds memory: 256 images of 128 x 128, 83 of 224 x 224
 
 
@@ -106,8 +109,18 @@ def predict(model: Classifier, images: npt.NDArray[np.uint8], device: torch.devi
     return softmax(answer(model, images, device, description).logits)
 
 
-def write_predictions(path: Path, labels: tuple[str, ...], splits: Mapping[Split, SplitPredictions]) -> None:
-    """Write one row per image: id, split, label, predicted, correct, and `p:<label>` for each class."""
+def write_predictions(
+    path: Path,
+    labels: tuple[str, ...],
+    splits: Mapping[Split, SplitPredictions],
+    answers: Mapping[Split, Answers] | None = None,
+    doubts: Mapping[Split, Doubt] | None = None,
+) -> None:
+    """Write one row per image: id, split, label, predicted, correct, and `p:<label>` for each class.
+
+    With `answers` there is `logit:<label>`, before any calibration; with `doubts` there are unknown_score, unknown and
+    review, the first two null where the calibration sets no rule.
+    """
     names = np.array(labels, dtype=object)
     columns: dict[str, pa.Array] = {
         "id": pa.array([name for part in splits.values() for name in part.ids], pa.string()),
@@ -116,11 +129,24 @@ def write_predictions(path: Path, labels: tuple[str, ...], splits: Mapping[Split
         "predicted": pa.array([name for part in splits.values() for name in names[part.predicted]], pa.string()),
         "correct": pa.array(np.concatenate([part.correct for part in splits.values()]), pa.bool_()),
     }
+    if doubts is not None:
+        parts = [doubts[split] for split in splits]
+        columns["unknown_score"] = pa.array(_joined([one.score for one in parts], parts), pa.float64())
+        columns["unknown"] = pa.array(_joined([one.unknown for one in parts], parts), pa.bool_())
+        columns["review"] = pa.array(_joined([one.review for one in parts], parts), pa.bool_())
     probabilities = np.concatenate([part.probabilities for part in splits.values()])
     for index, label in enumerate(labels):
         columns[_PREFIX + label] = pa.array(probabilities[:, index], pa.float64())
+    if answers is not None:
+        logits = np.concatenate([answers[split].logits for split in splits])
+        for index, label in enumerate(labels):
+            columns[_LOGIT_PREFIX + label] = pa.array(logits[:, index], pa.float32())
     with atomic_path(path) as tmp:
         pq.write_table(pa.table(columns), tmp, compression="zstd")
+
+
+def _joined(values: Sequence[npt.NDArray[Any] | None], parts: Sequence[Doubt]) -> list[Any]:
+    return [x for one, part in zip(values, parts, strict=True) for x in ([None] * len(part.review) if one is None else one)]
 
 
 def read_correct(path: Path, split: Split) -> dict[str, bool]:
