@@ -3,7 +3,7 @@
     model_repository/
       release.json                       which version is the champion; written last
       classifier/config.pbtxt, labels.txt
-      classifier/<n>/                    model.onnx, model.py, card.json, embedding_pca.npz
+      classifier/<n>/                    model.onnx, model.py, card.json, embedding_pca.npz, images.npz (what it has seen)
       classify/config.pbtxt, 1/model.py  the public model: image bytes in, label out
 
 `classifier` takes the uint8 tensor; its folder serves Triton's `onnxruntime` backend and its Python backend alike.
@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from visionloop.card import EMBEDDING_NAME, INPUT_NAME, LOGITS_NAME, ModelCard, load_card
 from visionloop.errors import ArtifactError, ServingError
 from visionloop.files import sync_folder, write_bytes, write_json, write_text
-from visionloop.paths import EMBEDDING_PCA, LABELS, MODEL_ONNX, RELEASE
+from visionloop.paths import EMBEDDING_PCA, LABELS, MODEL_ONNX, RELEASE, SEEN
 
 if TYPE_CHECKING:
     from visionloop.config import DeployParams
@@ -95,11 +95,12 @@ def versions(repository: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)) and name != "0")
 
 
-def publish(shipped: Path, repository: Path, params: DeployParams) -> tuple[int, bool]:
+def publish(shipped: Path, repository: Path, params: DeployParams, seen: bytes | None = None) -> tuple[int, bool]:
     """Publish the model folder `shipped` as the next version and make it the champion.
 
-    Returns the champion's version and whether it is new: where the champion has the same model, labels and preprocessing,
-    only the configuration is brought up to date. Killed at any moment, the repository still serves the old champion.
+    `seen` is the content of `images.npz`, by which the gate will tell old test images from new ones. Returns the champion's
+    version and whether it is new: where the champion has the same model, labels and preprocessing, only the configuration is
+    brought up to date. Killed at any moment, the repository still serves the old champion.
 
     Raises:
         ArtifactError: a file of `shipped` is missing or damaged.
@@ -107,7 +108,7 @@ def publish(shipped: Path, repository: Path, params: DeployParams) -> tuple[int,
     """
     card = load_card(shipped)
     try:
-        return _publish(shipped, card, repository, params)
+        return _publish(shipped, card, repository, params, seen)
     except OSError as error:
         raise ServingError(
             f"The model repository {repository} cannot be written ({error.strerror}); "
@@ -115,7 +116,7 @@ def publish(shipped: Path, repository: Path, params: DeployParams) -> tuple[int,
         ) from error
 
 
-def _publish(shipped: Path, card: ModelCard, repository: Path, params: DeployParams) -> tuple[int, bool]:
+def _publish(shipped: Path, card: ModelCard, repository: Path, params: DeployParams, seen: bytes | None) -> tuple[int, bool]:
     old = read_release(repository) if (repository / RELEASE).exists() else None
     old_card = _whole_card(version_folder(repository, old.champion)) if old else None
     if old and old_card and _is_same_model(old_card, card):
@@ -123,7 +124,7 @@ def _publish(shipped: Path, card: ModelCard, repository: Path, params: DeployPar
         return old.champion, False
     _remove_leftovers(repository)
     version = max([*versions(repository), old.champion if old else 0], default=0) + 1
-    _write_version(shipped, card, version_folder(repository, version))
+    _write_version(shipped, card, version_folder(repository, version), seen)
     release = Release(
         champion=version,
         previous=old.champion if old and old_card and _fit_one_config(old_card, card) and params.keep_versions > 1 else None,
@@ -175,7 +176,7 @@ def _remove_leftovers(repository: Path) -> None:
         shutil.rmtree(leftover)
 
 
-def _write_version(shipped: Path, card: ModelCard, target: Path) -> None:
+def _write_version(shipped: Path, card: ModelCard, target: Path, seen: bytes | None) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=target.parent))
     try:
@@ -185,6 +186,8 @@ def _write_version(shipped: Path, card: ModelCard, target: Path) -> None:
                 staging / name, card.read_file(shipped, name)
             )  # the bytes that were hashed are those that are written
         write_text(staging / "model.py", _MODEL_PY.format(module=CLASSIFIER))
+        if seen is not None:
+            write_bytes(staging / SEEN, seen)
         published = card.with_files(staging, (MODEL_ONNX, EMBEDDING_PCA))
         published.write(staging)
         sync_folder(staging)

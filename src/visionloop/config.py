@@ -59,10 +59,19 @@ def _tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _rising(values: tuple[float, ...]) -> tuple[float, ...]:
+    if any(value <= 0 for value in values) or list(values) != sorted(set(values)):
+        raise PydanticCustomError("rising", "It must be a list of numbers above 0, each above the one before it")
+    return values
+
+
 def _dask_address(value: str) -> str:
     if not re.fullmatch(r"(tcp|tls|ucx|wss?)://(\[[0-9a-fA-F:.%]+\]|[\w.-]+):[0-9]{1,5}", value):
         raise PydanticCustomError("dask_address", "It must be the address of a Dask scheduler, as tcp://host:8786, or null")
     return value
+
+
+Amounts = Annotated[tuple[float, ...], BeforeValidator(_tuple), AfterValidator(_rising), Field(min_length=1, max_length=50)]
 
 
 def _sha256(value: str) -> str:
@@ -562,6 +571,39 @@ class ExportParams(Section):
     max_logit_difference: float = Field(gt=0, le=1, description="between torch and ONNX on the golden images")
 
 
+class RobustnessParams(Section):
+    section: ClassVar[str] = "robustness"
+    images: int = Field(ge=1, le=100_000, description="test images that are corrupted and moved; all where there are fewer")
+    attack_images: int = Field(ge=1, le=100_000, description="of these, the ones that are attacked")
+    seed: Seed = Field(description="of the choice of images, the corruptions and the attacks' starts")
+    epsilons: Amounts = Field(description="of the attacks: largest change of a pixel, in levels of 255")
+    pgd_steps: int = Field(ge=1, le=1000, description="of projected gradient ascent, over each epsilon")
+    shifts_pixels: Amounts = Field(description="up, down, left and right")
+    rotations_degrees: Amounts = Field(description="in both senses")
+    scales: Amounts = Field(description="factors of size; below 1 the border is continued")
+    budgets: dict[str, Annotated[float, Field(ge=0, le=100)] | None] = Field(
+        description="number of the report: ..._error at most, any other at least; null only reports it"
+    )
+
+    @model_validator(mode="after")
+    def _known_budgets(self) -> RobustnessParams:
+        curves = {
+            "fgsm": self.epsilons, "pgd": self.epsilons, "shift": self.shifts_pixels, "rotation": self.rotations_degrees,
+            "scale": self.scales,
+        }  # fmt: skip
+        known = [
+            "clean_accuracy", "corruption_accuracy", "mean_corruption_error", "relative_corruption_error",
+            "extra_corruption_accuracy", "worst_corruption_accuracy", "worst_class_accuracy",
+            *(f"{change}_accuracy_{amount:g}" for change, amounts in curves.items() for amount in amounts),
+        ]  # fmt: skip
+        for name in self.budgets:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f"did you mean '{near[0]}'" if near else f"there are {', '.join(known)}"
+                raise ValueError(f"budgets has '{name}', which the report does not measure; {hint}")
+        return self
+
+
 class OperatorParams(Section):
     section: ClassVar[str] = "quantize"
     cnn: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = Field(min_length=1)
@@ -581,6 +623,22 @@ class QuantizeParams(Section):
     max_accuracy_drop: Share = Field(description="INT8 may lose this much accuracy and still ship")
     min_speedup: float = Field(ge=0, le=100, description="and must be this many times as fast as FP32")
     embedding_components: int = Field(ge=2, le=64, description="principal components logged with each prediction")
+
+
+class GateParams(Section):
+    section: ClassVar[str] = "gate"
+    confidence_level: float = Field(gt=0.5, lt=1, description="of every interval, and of the test of the classes")
+    require: Literal["no_worse", "better"] = Field(description="on the frozen test set; better: its whole interval above 0")
+    max_drop: Share = Field(description="the interval of the difference must end above a loss of this")
+    newest: Literal["unseen", "feedback", "none"] = Field(
+        description="unseen: test images that the served model's data version did not have; feedback: labelled live ones"
+    )
+    min_newest_images: int = Field(ge=2, le=10_000_000, description="fewer are reported and not judged")
+    max_newest_drop: Share = Field(description="as max_drop, on the newest images")
+    min_accuracy: Share = Field(description="on all test images, for the first model too")
+    max_class_drop: Share = Field(description="of any class's recall, where chance does not explain it")
+    max_latency_ratio: float = Field(gt=0, le=1000, description="one image, against the served model on this machine")
+    allow_removed_classes: bool = Field(description="whether a class that the served model answers may be gone")
 
 
 class DeployParams(Section):
@@ -659,7 +717,9 @@ class Params(Section):
     evaluate: EvaluateParams
     select: SelectParams
     export: ExportParams
+    robustness: RobustnessParams
     quantize: QuantizeParams
+    gate: GateParams
     deploy: DeployParams
     reference: ReferenceParams
     report: ReportParams

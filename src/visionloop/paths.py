@@ -49,9 +49,11 @@ TUNE_REPORT = Path("reports/tune.json")
 # select
 SELECTED = Path("models/selected.json")
 SELECT_REPORT = Path("reports/select.json")
-# export, quantize
+# export, robustness, quantize
 EXPORTED = Path("models/exported")  # model.onnx (FP32), card.json, golden.npz
 EXPORT_REPORT = Path("reports/export.json")
+ROBUSTNESS_REPORT = Path("reports/robustness.json")  # what quantize asks before it goes on
+ROBUSTNESS = Path("reports/robustness")  # corruptions.csv, classes.csv, curves.csv, malformed.csv, and four pictures
 SHIPPED = Path("models/shipped")  # model.onnx (INT8 or FP32, whichever earned it), embedding_pca.npz, card.json
 QUANTIZE_REPORT = Path("reports/quantize.json")
 VARIANTS = Path("reports/variants.csv")  # speed, size and memory of torch, FP32 and INT8 by batch size

@@ -156,7 +156,8 @@ def differences(answers: PairedAnswers, num_classes: int, confidence_level: floa
 
     Both averages are over the classes that have an image, as in `metrics`. The interval of the accuracy is that of
     `compare_answers`; the other two are percentile bootstraps over images: images with the same target and the same two
-    answers are one cell, and resampling N images is a multinomial draw of the cells, however many images there are.
+    answers are one cell, and resampling N images is a multinomial draw of the cells, however many images there are. As
+    there, one image is added to each side, spread over the classes by their shares.
 
     Raises:
         DataError: there is no image.
@@ -166,11 +167,12 @@ def differences(answers: PairedAnswers, num_classes: int, confidence_level: floa
     triples = np.stack([answers.targets, *(np.where(one < 0, num_classes, one) for one in (answers.first, answers.second))])
     cells, counts = np.unique(triples, axis=1, return_counts=True)
     measured = _averages(cells, counts[None], num_classes)
+    cells, weights = _with_added(cells, counts, num_classes)
     drawn: dict[Metric, list[Floats]] = {"balanced_accuracy": [], "macro_f1": []}
     rng = np.random.default_rng(0)
-    size = max(1, min(_CELL_RESAMPLES, _CHUNK_CELLS // len(counts)))
+    size = max(1, min(_CELL_RESAMPLES, _CHUNK_CELLS // len(weights)))
     for start in range(0, _CELL_RESAMPLES, size):
-        draws = rng.multinomial(len(answers), counts / counts.sum(), size=min(size, _CELL_RESAMPLES - start))
+        draws = rng.multinomial(len(answers), weights / weights.sum(), size=min(size, _CELL_RESAMPLES - start))
         for metric, (first, second) in _averages(cells, draws, num_classes).items():
             drawn[metric].append(first - second)
     found = [
@@ -302,6 +304,15 @@ def _averages(cells: Numbers, draws: Numbers, num_classes: int) -> dict[Metric, 
         f1 = np.divide(2 * hits, support + named, out=np.zeros(hits.shape), where=present)
         both.append({"balanced_accuracy": recall.sum(1) / present.sum(1), "macro_f1": f1.sum(1) / present.sum(1)})
     return {metric: (both[0][metric], both[1][metric]) for metric in both[0]}
+
+
+def _with_added(cells: Numbers, counts: Numbers, num_classes: int) -> tuple[Numbers, Floats]:
+    """The cells and one image more that the first alone answers rightly, and one that the second does, over all classes."""
+    present, support = np.unique(cells[0], return_inverse=True)
+    shares = np.bincount(support, counts) / counts.sum()
+    wrong = np.full(len(present), num_classes)
+    added = np.concatenate([np.stack([present, present, wrong]), np.stack([present, wrong, present])], axis=1)
+    return np.concatenate([cells, added], axis=1), np.concatenate([counts, shares, shares])
 
 
 def _per_class(draws: Numbers, numbers: Numbers, count: int) -> Numbers:
