@@ -111,7 +111,7 @@ def read_attributes(path: Path, ids: Sequence[str]) -> Attributes:
 def slices(
     predictions: SplitPredictions, labels: Sequence[str], attributes: Attributes, confidence_level: float
 ) -> tuple[list[Slice], list[str]]:
-    """Every part with its verdict, worst first within its kind, and sentences about what could not be parted.
+    """Every part with its verdict, in rising order of the attribute, and sentences about what could not be parted.
 
     An attribute that is the same for all images makes no part and a sentence.
     """
@@ -236,5 +236,4 @@ def _judge(correct: Mask, parts: Sequence[_Part], tests: int, confidence_level: 
             said = "worse" if verdict == "worse" else "not proved worse"
             sentence += f", {rest:.2%} of the rest: {said} (corrected p = {p_value:.2g})."
         found.append(Slice(part.kind, part.name, size, wrong, accuracy, low, high, rest, p_value, verdict, sentence))
-    kinds = [part.kind for part in parts]
-    return sorted(found, key=lambda one: (kinds.index(one.kind), one.accuracy))
+    return found

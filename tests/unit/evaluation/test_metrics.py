@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from visionloop.errors import DataError
-from visionloop.evaluation.curves import MICRO, curves_csv, micro_csv, pr_curves
+from visionloop.evaluation.curves import MACRO, MICRO, curves_csv, micro_csv, pr_curves
 from visionloop.evaluation.metrics import classes_csv, confusion, confusion_csv, per_class, summarize, wilson
 from visionloop.evaluation.predictions import SplitPredictions, spread, worst_mistakes
 
@@ -53,7 +53,7 @@ def test_a_class_absent_from_the_test_side_is_left_out_of_averages_and_has_empty
     assert numbers["balanced_accuracy"] == 0.75
     assert numbers["macro_precision"] == 1.0
     assert classes_csv(classes).splitlines()[-1] == '"ç, d",0.0,,0.0,,,0,1'
-    assert [curve.name for curve in pr_curves(three, ("a", "b", "ç, d"))] == [MICRO, "a", "b"]
+    assert [curve.name for curve in pr_curves(three, ("a", "b", "ç, d"))] == [MICRO, MACRO, "a", "b"]
 
 
 @pytest.mark.parametrize("probabilities", [[[1.0], [1.0]], [[1.0]]])
@@ -61,7 +61,7 @@ def test_a_single_class(probabilities: list[list[float]]) -> None:
     one = answers([0] * len(probabilities), probabilities)
     numbers = summarize(one, per_class(one, ("only",)), 0.95)
     assert (numbers["accuracy"], numbers["log_loss"], numbers["mean_average_precision"]) == (1.0, 0.0, 1.0)
-    assert pr_curves(one, ("only",))[1].average_precision == 1.0
+    assert pr_curves(one, ("only",))[2].average_precision == 1.0
 
 
 def test_ties_take_the_first_class_and_a_certain_mistake_has_a_finite_loss() -> None:
@@ -76,13 +76,13 @@ def test_no_image_is_refused() -> None:
 
 
 def test_curves_by_hand_and_bounded_in_length() -> None:
-    curve = pr_curves(FOUR, ("a", "b"))[2]
+    curve = pr_curves(FOUR, ("a", "b"))[3]
     assert curve.average_precision == pytest.approx(0.5 * 0.5 + 0.5 * 2 / 3)  # scores of b: 0.1-, 0.8-, 0.6+, 0.7+
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet([1, 1, 1], 3000)
     many = SplitPredictions(tuple("x" * 3000), rng.integers(0, 3, 3000), probabilities)
     curves = pr_curves(many, ("a", "b", "c"))
-    assert len(curves_csv(curves).splitlines()) == 1 + 4 * 200
+    assert len(curves_csv(curves).splitlines()) == 1 + 5 * 200
     lines = micro_csv(curves).splitlines()
     assert (lines[0], lines[1], len(lines)) == ("recall,precision", "0.0,1.0", 201)
 
