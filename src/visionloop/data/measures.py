@@ -13,7 +13,6 @@ Runs in the processes of the pool, so it imports little. Does not cover: verdict
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -21,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from visionloop.data.fingerprints import fingerprint
+from visionloop.data.fingerprints import perceptual_hashes, small_copy
 from visionloop.data.thumbs import THUMB_SIDE, Thumbs
 from visionloop.errors import ImageError
 from visionloop.preprocess import PILLOW_ERRORS, load, upright_rgb
@@ -29,10 +28,9 @@ from visionloop.preprocess import PILLOW_ERRORS, load, upright_rgb
 FloatArray = npt.NDArray[np.float32]
 FloatArray64 = npt.NDArray[np.float64]
 _SIDE = 128
+_TOGETHER = 65_536  # pixels that are measured at a time: their differences fit into a core's own cache
 _LEVELS = np.arange(256, dtype=np.float64)
 _SQUARES = _LEVELS**2
-# Red against green, yellow against blue.
-_OPPONENTS = np.array([[1, 0.5], [-1, 0.5], [0, -1]])
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange width and height
 
@@ -134,27 +132,30 @@ class MeasureBatch:
     max_pixels: int
 
     def __call__(self, batch: Sequence[tuple[int, bytes]]) -> MeasuredBatch:
-        looked = [_look(data, self.max_pixels) for _, data in batch]
         columns: dict[str, npt.NDArray[np.generic]] = {
-            name: np.array([getattr(one, name) for one, _ in looked], dtype=kind) for name, kind in _COLUMNS.items()
+            name: np.zeros(len(batch), dtype=kind) for name, kind in _COLUMNS.items()
         }
-        # Together for all images of a batch, since one by one numpy's overhead would be ten times the work.
-        decoded = [place for place, (one, _) in enumerate(looked) if not one.fault]
+        columns["exif_orientation"][:] = 1
+        pictures: list[_Pictures] = []
+        decoded: list[int] = []
+        thumbs = [b""] * len(batch)
+        faults: dict[int, tuple[str, str]] = {}
+        for place, (number, data) in enumerate(batch):
+            try:
+                facts, seen = _look(data, self.max_pixels)
+            except ImageError as error:
+                faults[number] = error.reason, str(error)
+                continue
+            for name, value in facts.items():
+                columns[name][place] = value
+            decoded.append(place)
+            pictures.append(seen)
+            thumbs[place] = seen.thumb.tobytes()
+        # Together for all images of a batch, since one by one numpy's overhead would be several times the work.
         if decoded:
-            found = _levels(np.array([looked[place][1] for place in decoded], dtype=np.float64))
-            found["colourfulness"] = _colourfulness([looked[place][0].thumb for place in decoded])
-            for name, values in found.items():
+            for name, values in _numbers(pictures, [thumbs[place] for place in decoded]).items():
                 columns[name][decoded] = values
-        return MeasuredBatch(
-            np.array([number for number, _ in batch], dtype=np.int64),
-            columns,
-            [one.thumb for one, _ in looked],
-            {
-                number: (one.fault, one.fault_detail)
-                for (number, _), (one, _) in zip(batch, looked, strict=True)
-                if one.fault
-            },
-        )
+        return MeasuredBatch(np.array([number for number, _ in batch], dtype=np.int64), columns, thumbs, faults)
 
 
 def measure(data: bytes, max_pixels: int) -> Measurement:
@@ -165,46 +166,57 @@ def measure(data: bytes, max_pixels: int) -> Measurement:
     return Measurement(**numbers, thumb=batch.thumbs[0], fault=fault, fault_detail=detail)
 
 
-def _look(data: bytes, max_pixels: int) -> tuple[Measurement, list[int]]:
-    """One image without what `MeasureBatch` computes for many, and the histogram of its gray levels for that."""
-    try:
-        loaded = load(data, max_pixels=max_pixels, least_side=_SIDE)
-        stored = loaded.image
-        rgb = upright_rgb(stored)
-    except ImageError as error:
-        return Measurement(fault=error.reason, fault_detail=str(error)), []
+@dataclass(frozen=True, slots=True)
+class _Pictures:
+    """What the numbers of an image are taken from."""
+
+    gray: Image.Image  # both sides under 256 pixels
+    half: Image.Image | None  # half of `gray`, of images under 128 pixels
+    thumb: Image.Image
+
+
+def _look(data: bytes, max_pixels: int) -> tuple[dict[str, int | str], _Pictures]:
+    """Decode one image; what its file says, by column, and its pictures. Raises ImageError."""
+    loaded = load(data, max_pixels=max_pixels, least_side=_SIDE)
+    stored = loaded.image
+    orientation = _orientation(stored)
+    # An upright RGB image is what `upright_rgb` would give a copy of.
+    plain = stored.mode == "RGB" and orientation == 1 and "transparency" not in stored.info
+    rgb = stored if plain else upright_rgb(stored)
     factor = 1 << max(0, (max(rgb.size) // _SIDE).bit_length() - 1)
     if factor > 1:
         rgb = rgb.reduce(factor)
-    gray_image = rgb.convert("L")
-    gray = np.asarray(gray_image).astype(np.int16)
-    sharpness, steepness = _steepness(gray)
-    # A copy for the fingerprint of 32 to 63 pixels a side costs a sixth of resizing the larger one.
-    print_factor = (max(1, rgb.width // THUMB_SIDE), max(1, rgb.height // THUMB_SIDE))
-    printed = fingerprint(rgb.reduce(print_factor) if max(print_factor) > 1 else rgb)
-    orientation = _orientation(stored)
+    gray = rgb.convert("L")
+    # A copy of 32 to 63 pixels a side costs a sixth of resizing the larger one.
+    rough = (max(1, rgb.width // THUMB_SIDE), max(1, rgb.height // THUMB_SIDE))
     width, height = loaded.width_pixels, loaded.height_pixels
     if orientation in _SIDEWAYS:
         width, height = height, width
-    half = _steepness(np.asarray(gray_image.reduce(2)).astype(np.int16))[1] if max(rgb.size) < _SIDE else steepness
-    found = Measurement(
-        width_pixels=width,
-        height_pixels=height,
-        mode=stored.mode,
-        format=loaded.format,
-        bit_depth=_bit_depth(data, stored, loaded.format),
-        alpha=_has_alpha(stored),
+    facts: dict[str, int | str] = {
+        "width_pixels": width,
+        "height_pixels": height,
+        "mode": stored.mode,
+        "format": loaded.format,
+        "bit_depth": _bit_depth(data, stored, loaded.format),
+        "alpha": _has_alpha(stored),
         # A second JPEG in the file (MPO) is another view of the scene, no second frame.
-        animated=loaded.format in ("PNG", "WEBP") and getattr(stored, "n_frames", 1) > 1,
-        exif_orientation=orientation,
-        sharpness=sharpness,
-        steepness=steepness,
-        steepness_half=half,
-        hash=printed.hash,
-        mirrored_hash=printed.mirrored_hash,
-        thumb=printed.thumb,
-    )
-    return found, gray_image.histogram()
+        "animated": loaded.format in ("PNG", "WEBP") and getattr(stored, "n_frames", 1) > 1,
+        "exif_orientation": orientation,
+    }
+    thumb = small_copy(rgb.reduce(rough) if max(rough) > 1 else rgb)
+    return facts, _Pictures(gray, gray.reduce(2) if max(rgb.size) < _SIDE else None, thumb)
+
+
+def _numbers(pictures: list[_Pictures], thumbs: list[bytes]) -> dict[str, npt.NDArray[np.generic]]:
+    """The columns that are computed for many images at once."""
+    found: dict[str, npt.NDArray[np.generic]] = dict(_levels(np.array([one.gray.histogram() for one in pictures])))
+    found["hash"], found["mirrored_hash"] = perceptual_hashes([one.thumb for one in pictures])
+    found["colourfulness"] = _colourfulness(thumbs)
+    found["sharpness"], found["steepness"] = _steepness([one.gray for one in pictures])
+    halves = {place: one.half for place, one in enumerate(pictures) if one.half is not None}
+    found["steepness_half"] = found["steepness"].copy()
+    found["steepness_half"][list(halves)] = _steepness(list(halves.values()))[1]
+    return found
 
 
 def _levels(counts: FloatArray64) -> dict[str, npt.NDArray[np.generic]]:
@@ -223,34 +235,66 @@ def _levels(counts: FloatArray64) -> dict[str, npt.NDArray[np.generic]]:
     }
 
 
-def _steepness(gray: npt.NDArray[np.int16]) -> tuple[float, float]:
-    """The variance of the Laplacian of gray [H, W], and the natural logarithm of its ratio to the mean squared gradient.
+def _steepness(images: Sequence[Image.Image]) -> tuple[FloatArray64, FloatArray64]:
+    """The variance of the Laplacian of gray images, and the natural logarithm of its ratio to the mean squared gradient.
 
     The ratio is a mean squared frequency: blur lowers it by the width of the blur alone, whatever the picture's contrast,
-    where the variance of the Laplacian calls every calm picture blurred. Sums of whole numbers are exact in float64.
+    where the variance of the Laplacian calls every calm picture blurred. Both are 0 for a side under 3 pixels.
     """
-    if min(gray.shape) < 3:
-        return 0.0, 0.0
-    across, down = gray[:, 1:] - gray[:, :-1], gray[1:] - gray[:-1]
-    laplacian = across[1:-1, 1:] - across[1:-1, :-1] + down[1:, 1:-1] - down[:-1, 1:-1]
-    mean = int(laplacian.sum()) / laplacian.size
-    variance = _sum_of_squares(laplacian) / laplacian.size - mean * mean
-    gradient = _sum_of_squares(across) / across.size + _sum_of_squares(down) / down.size
-    # Half a gray level of rounding in every pixel: an even picture has no meaning here, and gets a finite number.
-    return max(variance, 0.0), math.log((max(variance, 0.0) + 0.25) / (gradient / 2 + 0.25))
+    variance, steepness = np.zeros(len(images)), np.zeros(len(images))
+    alike: dict[tuple[int, int], list[int]] = {}
+    for place, image in enumerate(images):
+        if min(image.size) >= 3:
+            alike.setdefault(image.size, []).append(place)
+    for (width, height), places in alike.items():
+        step = max(1, _TOGETHER // (width * height))
+        # One piece of memory for all: fresh pages would cost as much as the arithmetic.
+        room = np.empty((4, min(step, len(places)) * width * height), dtype=np.int16)
+        for start in range(0, len(places), step):
+            some = places[start : start + step]
+            pixels = np.frombuffer(b"".join(images[place].tobytes() for place in some), dtype=np.uint8)
+            variance[some], gradient = _sharpness(pixels, width, height, room)
+            # Half a gray level of rounding in every pixel: an even picture has no meaning here, and gets a finite number.
+            steepness[some] = np.log((variance[some] + 0.25) / (gradient + 0.25))
+    return variance, steepness
 
 
-def _sum_of_squares(values: npt.NDArray[np.int16]) -> float:
-    wide = values.astype(np.float64).ravel()
-    return float(np.einsum("i,i->", wide, wide))  # `@` would wake the threads of BLAS for some microseconds of work
+def _sharpness(
+    pixels: npt.NDArray[np.uint8], width: int, height: int, room: npt.NDArray[np.int16]
+) -> tuple[FloatArray64, FloatArray64]:
+    """Of N gray images in a row: the variance of the Laplacian and the mean squared gradient, each [N]."""
+    flat, right, below, laplacian = room[:, : len(pixels)]
+    flat[:] = pixels
+    # Differences run on over the ends of rows and images, since one long strip is fast; those are left out after.
+    np.subtract(flat[1:], flat[:-1], out=right[:-1])
+    np.subtract(flat[width:], flat[:-width], out=below[:-width])
+    np.subtract(right[width:], right[width - 1 : -1], out=laplacian[width:])
+    laplacian[width:] += below[width:]
+    laplacian[width:] -= below[:-width]
+    across, down, inner = (values.reshape(-1, height, width) for values in (right, below, laplacian))
+    across, down, inner = across[:, :, :-1], down[:, :-1], inner[:, 1:-1, 1:-1]
+    mean = np.einsum("nhw->n", inner, dtype=np.int32) / inner[0].size
+    variance = (_mean_square(inner) - mean * mean).clip(0)
+    return variance, (_mean_square(across) + _mean_square(down)) / 2
+
+
+def _mean_square(values: npt.NDArray[np.int16]) -> FloatArray64:
+    """Of each [H, W] of [N, H, W]; exact, since a row's 255 squares of a Laplacian fit into 32 bits."""
+    rows = np.einsum("nhw,nhw->nh", values, values, dtype=np.int32)
+    return np.asarray(rows.sum(axis=1, dtype=np.int64) / values[0].size)
 
 
 def _colourfulness(thumbs: list[bytes]) -> FloatArray64:
+    """Of RGB images of THUMB_SIDE x THUMB_SIDE pixels; exact up to the square root, since sums are of whole numbers."""
     pixels = np.frombuffer(b"".join(thumbs), dtype=np.uint8).reshape(len(thumbs), -1, 3)
-    opponents = pixels.astype(np.float64) @ _OPPONENTS
-    mean = opponents.mean(axis=1)
-    variance = np.einsum("npc,npc->nc", opponents, opponents) / opponents.shape[1] - mean * mean
-    return np.asarray(np.sqrt(variance.sum(axis=1).clip(0)) + 0.3 * np.hypot(mean[:, 0], mean[:, 1]))
+    red, green, blue = pixels.transpose(2, 0, 1).astype(np.int16)
+    means, variance = [], np.zeros(len(thumbs))
+    for opponents, scale in ((red - green, 1), (red + green - 2 * blue, 2)):
+        count = scale * opponents.shape[1]
+        mean = np.einsum("np->n", opponents, dtype=np.int32) / count
+        variance += np.einsum("np,np->n", opponents, opponents, dtype=np.int32) / (scale * count) - mean * mean
+        means.append(mean)
+    return np.asarray(np.sqrt(variance.clip(0)) + 0.3 * np.hypot(*means))
 
 
 def _orientation(image: Image.Image) -> int:

@@ -199,7 +199,8 @@ def read_bytes(shards: Path, rows: Iterable[ImageRow]) -> Iterator[tuple[ImageRo
         wanted.setdefault(row.shard, {})[row.row] = row
     for shard, places in sorted(wanted.items()):
         ordered = sorted(places)
-        with _open(shards / shard) as file:
+        path = shards / shard
+        with _open(path) as file:
             start = 0
             for group in range(file.num_row_groups):
                 end = start + file.metadata.row_group(group).num_rows
@@ -207,10 +208,10 @@ def read_bytes(shards: Path, rows: Iterable[ImageRow]) -> Iterator[tuple[ImageRo
                 if chosen:
                     column = file.read_row_group(group, columns=["data"]).column("data").combine_chunks()
                     for place in chosen:
-                        yield places[place], _checked(column[place - start].as_py(), places[place], shards / shard)
+                        yield places[place], _checked(column[place - start].as_py(), places[place], path)
                 start = end
         if ordered[-1] >= start:
-            raise _damaged(shards / shard, f"it has {start} rows, row {ordered[-1]} was asked for")
+            raise _damaged(path, f"it has {start} rows, row {ordered[-1]} was asked for")
 
 
 def row_starts(shards: Path, shard: str) -> npt.NDArray[np.int64]:

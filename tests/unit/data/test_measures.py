@@ -233,6 +233,25 @@ def test_a_batch_becomes_columns_and_small_copies(draw: Draw, tmp_path: Path) ->
     assert len(measures) == 4
 
 
+def test_an_image_measures_the_same_alone_and_among_others() -> None:
+    """Images of one size are measured together, in strips of memory that run over the ends of rows."""
+    sizes = [(40, 30), (256, 256), (30, 40), (256, 256), (3, 3), (40, 30), (2, 9), (200, 129), (256, 256)]
+    files = [encoded(photo(width, height + 64).crop((0, 0, width, height)), "PNG") for width, height in sizes]
+    batch = MeasureBatch(MEGAPIXEL)(list(enumerate(files)))
+    for place, data in enumerate(files):
+        alone = measure(data, MEGAPIXEL)
+        assert batch.thumbs[place] == alone.thumb
+        for name, column in batch.columns.items():
+            assert column[place] == getattr(alone, name), (name, sizes[place])
+
+
+def test_sharpness_is_the_variance_of_the_laplacian_up_to_the_largest() -> None:
+    pixels = np.random.default_rng(0).choice([0, 255], (127, 90)).astype(np.uint8)
+    wide = pixels.astype(np.int64)
+    laplacian = wide[1:-1, 2:] + wide[1:-1, :-2] + wide[2:, 1:-1] + wide[:-2, 1:-1] - 4 * wide[1:-1, 1:-1]
+    assert measure(encode_png(pixels), MEGAPIXEL).sharpness == np.float32(laplacian.var())
+
+
 def test_a_million_images_take_a_hundred_megabytes() -> None:
     one = Measures.empty(1)
     columns = [value for value in vars(one).values() if isinstance(value, np.ndarray)]
