@@ -202,9 +202,10 @@ def predict(  # noqa: PLR0917 - typer calls it by name
                 print(json.dumps({"file": str(path), **asdict(answer)}, ensure_ascii=False))
             else:
                 if not answered:
-                    print(f"{'label':16} {'probability':>11}  {'prediction id':36}  file")
+                    print(f"{'label':16} {'probability':>11}  {'doubt':15}  {'prediction id':36}  file")
                 answered += 1
-                print(f"{answer.label:16} {answer.probability:11.4f}  {answer.prediction_id:36}  {path}")
+                doubt = ", ".join(name for name in ("unknown", "review") if getattr(answer, name))
+                print(f"{answer.label:16} {answer.probability:11.4f}  {doubt:15}  {answer.prediction_id:36}  {path}")
     if failures:
         print(f"{failures} of {len(files)} images were refused.", file=sys.stderr)
         raise typer.Exit(1)
@@ -357,18 +358,28 @@ def _offline() -> Callable[[bytes], Prediction]:
     from serving.repository import champion_folder
     from visionloop import runtime
     from visionloop.features import softmax
+    from visionloop.observe import Observer
     from visionloop.paths import MODEL_REPOSITORY
     from visionloop.preprocess import preprocess
     from visionloop.records import Prediction
 
     folder = champion_folder(MODEL_REPOSITORY)
     model, card = runtime.load(folder)
+    observer = Observer.load(folder, card, model_version=folder.name)
 
     def answer(data: bytes) -> Prediction:
-        logits, _ = model.run(preprocess(data, card.preprocess)[None])
+        logits, embedding = model.run(preprocess(data, card.preprocess)[None])
         probabilities = tuple(float(value) for value in softmax(logits)[0])
         best = max(range(len(probabilities)), key=probabilities.__getitem__)
-        return Prediction(card.labels[best], probabilities[best], probabilities, model_version=folder.name)
+        _, unknown, review = observer.doubt(logits[0], embedding[0])
+        return Prediction(
+            card.labels[best],
+            probabilities[best],
+            probabilities,
+            model_version=folder.name,
+            unknown=bool(unknown),
+            review=bool(review),
+        )
 
     return answer
 

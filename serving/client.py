@@ -27,6 +27,8 @@ from serving.repository import (
     PROBABILITIES,
     PROBABILITY,
     REQUEST_ID,
+    REVIEW,
+    UNKNOWN,
 )
 from visionloop.card import EMBEDDING_NAME, INPUT_NAME, LOGITS_NAME
 from visionloop.errors import ImageError, ServingError
@@ -59,7 +61,7 @@ class Client:
             raise ServingError(f"{url!r} has a scheme; write host:port, as 127.0.0.1:8000.")
         self._url = url
         self._protocol = protocol
-        self._max_batch: dict[str, int] = {}
+        self._configs: dict[str, dict[str, Any]] = {}
         self._call: dict[str, Any] = {}
         # What the libraries below raise where the connection is at fault, beside OSError.
         self._closed: tuple[type[Exception], ...] = ()
@@ -102,8 +104,13 @@ class Client:
             inputs = [self._text(IMAGE, images[start:stop])]
             if request_ids is not None:
                 inputs.append(self._text(REQUEST_ID, [value.encode() for value in request_ids[start:stop]]))
-            names = (LABEL, PROBABILITY, PROBABILITIES, PREDICTION_ID, MODEL_VERSION)
+            # A server that was started from an older repository does not know the two last ones.
+            flags = [name for name in (UNKNOWN, REVIEW) if name in self._outputs(CLASSIFY)]
+            names = (LABEL, PROBABILITY, PROBABILITIES, PREDICTION_ID, MODEL_VERSION, *flags)
             answer = self._infer(CLASSIFY, inputs, names, stop - start, "")
+            unknown, review = (
+                answer[name][:, 0] if name in flags else [False] * (stop - start) for name in (UNKNOWN, REVIEW)
+            )
             found += [
                 Prediction(
                     label=label.decode(),
@@ -111,13 +118,17 @@ class Client:
                     probabilities=tuple(float(value) for value in probabilities),
                     prediction_id=prediction_id.decode(),
                     model_version=version.decode(),
+                    unknown=bool(strange),
+                    review=bool(doubtful),
                 )
-                for label, probability, probabilities, prediction_id, version in zip(
+                for label, probability, probabilities, prediction_id, version, strange, doubtful in zip(
                     answer[LABEL][:, 0],
                     answer[PROBABILITY][:, 0],
                     answer[PROBABILITIES],
                     answer[PREDICTION_ID][:, 0],
                     answer[MODEL_VERSION][:, 0],
+                    unknown,
+                    review,
                     strict=True,
                 )
             ]
@@ -159,10 +170,16 @@ class Client:
         return sorted(int(version) for version in answer["versions"])
 
     def _batch_size(self, model: str) -> int:
-        if model not in self._max_batch:
+        return int(self._config(model)["max_batch_size"])
+
+    def _outputs(self, model: str) -> set[str]:
+        return {str(output["name"]) for output in self._config(model)["output"]}
+
+    def _config(self, model: str) -> dict[str, Any]:
+        if model not in self._configs:
             answer = self._try(lambda: self._client.get_model_config(model, **self._as_json(), **self._call))
-            self._max_batch[model] = int(answer.get("config", answer)["max_batch_size"])  # gRPC wraps it
-        return self._max_batch[model]
+            self._configs[model] = answer.get("config", answer)  # gRPC wraps it
+        return self._configs[model]
 
     def _as_json(self) -> dict[str, bool]:
         return {"as_json": True} if self._protocol == "grpc" else {}

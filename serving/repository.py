@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from visionloop.card import EMBEDDING_NAME, INPUT_NAME, LOGITS_NAME, ModelCard, load_card
 from visionloop.errors import ArtifactError, ServingError
 from visionloop.files import sync_folder, write_bytes, write_json, write_text
-from visionloop.paths import EMBEDDING_PCA, LABELS, MODEL_ONNX, RELEASE, SEEN
+from visionloop.paths import CLASS_MEANS, EMBEDDING_PCA, LABELS, MODEL_ONNX, RELEASE, SEEN
 
 if TYPE_CHECKING:
     from visionloop.config import DeployParams
@@ -41,6 +41,7 @@ CLASSIFY_VERSION = 1
 IMAGE, REQUEST_ID = "image", "request_id"
 LABEL, PROBABILITY, PROBABILITIES = "label", "probability", "probabilities"
 PREDICTION_ID, MODEL_VERSION = "prediction_id", "model_version"
+UNKNOWN, REVIEW = "unknown", "review"
 
 _STAGING_PREFIX = "staging-"
 _MODEL_PY = 'from serving.triton.{module} import TritonPythonModel\n\n__all__ = ["TritonPythonModel"]\n'
@@ -99,8 +100,8 @@ def publish(shipped: Path, repository: Path, params: DeployParams, seen: bytes |
     """Publish the model folder `shipped` as the next version and make it the champion.
 
     `seen` is the content of `images.npz`, by which the gate will tell old test images from new ones. Returns the champion's
-    version and whether it is new: where the champion has the same model, labels and preprocessing, only the configuration is
-    brought up to date. Killed at any moment, the repository still serves the old champion.
+    version and whether it is new: where the champion has the same model, labels, preprocessing and calibration, only the
+    configuration is brought up to date. Killed at any moment, the repository still serves the old champion.
 
     Raises:
         ArtifactError: a file of `shipped` is missing or damaged.
@@ -160,11 +161,16 @@ def _fit_one_config(served: ModelCard, card: ModelCard) -> bool:
 
 
 def _is_same_model(served: ModelCard, card: ModelCard) -> bool:
-    return (served.files, served.labels, served.preprocess) == (
-        {name: card.files.get(name) for name in (MODEL_ONNX, EMBEDDING_PCA)},
+    return (served.files, served.labels, served.preprocess, served.calibration) == (
+        {name: card.files.get(name) for name in _served_files(card)},
         card.labels,
         card.preprocess,
+        card.calibration,
     )
+
+
+def _served_files(card: ModelCard) -> tuple[str, ...]:
+    return (MODEL_ONNX, EMBEDDING_PCA, *((CLASS_MEANS,) if CLASS_MEANS in card.files else ()))
 
 
 def _served(release: Release) -> list[int]:
@@ -181,14 +187,14 @@ def _write_version(shipped: Path, card: ModelCard, target: Path, seen: bytes | N
     staging = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=target.parent))
     try:
         staging.chmod(0o755)  # mkdtemp gives 0700, which a server of another user could not read
-        for name in (MODEL_ONNX, EMBEDDING_PCA):
+        for name in _served_files(card):
             write_bytes(
                 staging / name, card.read_file(shipped, name)
             )  # the bytes that were hashed are those that are written
         write_text(staging / "model.py", _MODEL_PY.format(module=CLASSIFIER))
         if seen is not None:
             write_bytes(staging / SEEN, seen)
-        published = card.with_files(staging, (MODEL_ONNX, EMBEDDING_PCA))
+        published = card.with_files(staging, _served_files(card))
         published.write(staging)
         sync_folder(staging)
         staging.rename(target)
@@ -253,6 +259,8 @@ def classify_config(params: DeployParams) -> Any:
     config.output.add(name=PROBABILITIES, data_type=pb.TYPE_FP32, dims=[-1])
     config.output.add(name=PREDICTION_ID, data_type=pb.TYPE_STRING, dims=[1])
     config.output.add(name=MODEL_VERSION, data_type=pb.TYPE_STRING, dims=[1])
+    config.output.add(name=UNKNOWN, data_type=pb.TYPE_BOOL, dims=[1])
+    config.output.add(name=REVIEW, data_type=pb.TYPE_BOOL, dims=[1])
     config.version_policy.specific.versions.append(CLASSIFY_VERSION)
     config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=params.instances)
     config.dynamic_batching.SetInParent()  # a delay of 0 alone would leave the message out, and dynamic batching with it

@@ -27,7 +27,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from visionloop.errors import ServingError
 from visionloop.records import Decision, Feedback, LoggedPrediction, Window
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: predictions have unknown_score, unknown and review
 BUSY_TIMEOUT_MS = 10_000  # a writer waits this long for another one before it is refused
 # Any constant of 63 bits would do. All writers in PostgreSQL take this lock, so that sequence numbers become visible in
 # their order and a reader that remembers the last one it saw misses none. SQLite has one writer at a time by itself.
@@ -81,6 +81,7 @@ _PREDICTION_TYPES: Mapping[str, sa.types.TypeEngine[Any]] = {
     "str": sa.Text(),
     "int": sa.BigInteger(),
     "float": sa.Double(),
+    "bool": sa.Boolean(),
     "datetime": _Utc(),
     "tuple[float, ...]": _Numbers(),
 }
@@ -224,7 +225,10 @@ class Store:
         self._engine.dispose()
 
     def create(self) -> None:
-        """Make the tables where they are missing. A store of a newer visionloop is refused."""
+        """Make the tables where they are missing, and add the columns that an older visionloop's lack, empty in old rows.
+
+        A store of a newer visionloop is refused.
+        """
         with self._translated():
             if self._engine.dialect.name == "sqlite" and self._engine.url.database:
                 Path(self._engine.url.database).parent.mkdir(parents=True, exist_ok=True)
@@ -235,6 +239,10 @@ class Store:
                 if found is None:
                     found = str(SCHEMA_VERSION)
                     connection.execute(_meta.insert().values(key="schema", value=found))
+                elif int(found) < SCHEMA_VERSION:
+                    _add_columns(connection)
+                    found = str(SCHEMA_VERSION)
+                    connection.execute(_meta.update().where(_meta.c.key == "schema").values(value=found))
         if int(found) > SCHEMA_VERSION:
             raise ServingError(
                 f"The prediction store has schema {found}, this visionloop knows up to {SCHEMA_VERSION}; "
@@ -503,6 +511,15 @@ class Store:
             raise ServingError(f"The prediction store {url} refuses ({_first_line(cause)}); {_advice(cause)}") from error
 
 
+def _add_columns(connection: sa.Connection) -> None:
+    """Bring the table of predictions up to date. Each new column may be empty, so no old row needs a value."""
+    there = {column["name"] for column in sa.inspect(connection).get_columns(_predictions.name)}
+    for column in _predictions.columns:
+        if column.name not in there:
+            kind = column.type.compile(connection.dialect)
+            connection.execute(sa.text(f"ALTER TABLE {_predictions.name} ADD COLUMN {column.name} {kind}"))
+
+
 def _rows_with_target() -> sa.Select[Any]:
     """Predictions with all fields of `LoggedPrediction`; the target is the newest feedback's label, where there is one."""
     table = _predictions
@@ -552,8 +569,8 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 def _advice(cause: BaseException) -> str:
     text = str(cause).lower()
-    if "no such table" in text or "does not exist" in text:
-        return "it has no tables yet: serve or predict once, or call Store.create()."
+    if "no such table" in text or "no such column" in text or "does not exist" in text:
+        return "it has no tables yet, or an older visionloop's: serve or predict once, or call Store.create()."
     if "malformed" in text or "not a database" in text:
         return "the file is damaged: move it away, and a new one is made at the next start."
     if "full" in text:

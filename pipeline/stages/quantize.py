@@ -13,10 +13,12 @@ from visionloop.compression.parity import Golden, accuracy
 from visionloop.compression.quantize import BATCH_SIZES, Choice, HeldOut, Recipe, calibration_indices, choose, flat
 from visionloop.config import QuantizeParams, load_section
 from visionloop.data.packing import load_sample, load_split
-from visionloop.features import EmbeddingPCA
+from visionloop.evaluation.calibration import calibration_error
+from visionloop.features import EmbeddingPCA, softmax
 from visionloop.files import write_bytes, write_json, write_text
 from visionloop.models import load_model
 from visionloop.paths import (
+    CLASS_MEANS,
     EMBEDDING_PCA,
     EXPORTED,
     GOLDEN,
@@ -29,10 +31,11 @@ from visionloop.paths import (
     family_folder,
 )
 from visionloop.runtime import OnnxModel, check_agreement
+from visionloop.unknown import ClassMeans, judge
 
 # Of the comparison, what does not depend on the machine's load: only this goes into the card, so that an unchanged model
 # keeps an unchanged card.
-_LASTING = ("megabytes", "accuracy", "agreement")
+_LASTING = ("megabytes", "accuracy", "calibration_error", "agreement")
 
 
 def main() -> None:
@@ -62,14 +65,23 @@ def main() -> None:
     model = OnnxModel(data)
     check_agreement(model, card, SHIPPED)
     val_logits, val_embedding = model.run_all(val.images)
+    test_logits, test_embedding = model.run_all(test.images)
     shipped = {
         "val_accuracy": accuracy(val_logits, val.labels),
-        "test_accuracy": accuracy(model.run_all(test.images)[0], test.labels),
+        "test_accuracy": accuracy(test_logits, test.labels),
+        "test_calibration_error": calibration_error(softmax(test_logits), test.labels),
     }
+    means = ClassMeans.from_bytes(card.read_file(EXPORTED, CLASS_MEANS)) if CLASS_MEANS in card.files else None
+    if card.calibration is not None and len(test.labels):
+        doubt = judge(card.calibration, test_logits, test_embedding, means)
+        if doubt.unknown is not None:
+            shipped["test_known_kept"] = float((~doubt.unknown).mean())
     logits, embedding = model.run_all(golden.images)
 
     write_bytes(SHIPPED / MODEL_ONNX, data)
     write_bytes(SHIPPED / EMBEDDING_PCA, EmbeddingPCA.fit(val_embedding, params.embedding_components).to_bytes())
+    if means is not None:
+        write_bytes(SHIPPED / CLASS_MEANS, means.to_bytes())
     write_bytes(SHIPPED / GOLDEN, Golden(golden.images, golden.ids, logits, embedding).to_bytes())
     lasting = {name: value for name, value in (flat(comparison) if comparison else {}).items() if name.endswith(_LASTING)}
     card.model_copy(
@@ -78,7 +90,7 @@ def main() -> None:
             "metrics": {**card.metrics, **lasting, **shipped},
             "notes": (*card.notes, verdict.reason),
         }
-    ).with_files(SHIPPED, (MODEL_ONNX, EMBEDDING_PCA, GOLDEN)).write(SHIPPED)
+    ).with_files(SHIPPED, (MODEL_ONNX, EMBEDDING_PCA, GOLDEN, *((CLASS_MEANS,) if means else ()))).write(SHIPPED)
     machine = [variants.machine()]  # in a list, as the reason: `dvc metrics show` would make a column of it
     report = {"shipped": verdict.precision, "reason": [verdict.reason], "machine": machine, **shipped, **figures}
     write_json(QUANTIZE_REPORT, report)

@@ -8,10 +8,9 @@ from visionloop.config import ReferenceParams, load_section
 from visionloop.data.shards import read_bytes, read_images
 from visionloop.data.splitting import read_split
 from visionloop.errors import DataError
-from visionloop.features import EmbeddingPCA
 from visionloop.files import write_json
 from visionloop.observe import Observer
-from visionloop.paths import EMBEDDING_PCA, IMAGES, MODEL_REPOSITORY, REFERENCE, REFERENCE_REPORT, SHARDS, SPLIT
+from visionloop.paths import IMAGES, MODEL_REPOSITORY, REFERENCE, REFERENCE_REPORT, SHARDS, SPLIT
 from visionloop.progress import track
 from visionloop.records import LoggedPrediction
 from visionloop.reference import score
@@ -28,7 +27,7 @@ def main() -> None:
         raise DataError(f"None of the collected images is in {', '.join(params.splits)}; run `dvc repro` from the start.")
     folder = champion_folder(MODEL_REPOSITORY)
     model, card = load(folder)
-    observer = Observer(card, EmbeddingPCA.from_bytes(card.read_file(folder, EMBEDDING_PCA)), model_version=folder.name)
+    observer = Observer.load(folder, card, model_version=folder.name)
 
     scored = score(read_bytes(SHARDS, images.values()), targets, model, observer)
     rows = sorted(track(scored, "score", len(images)), key=lambda row: row.image_sha256)

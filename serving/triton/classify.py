@@ -1,4 +1,4 @@
-"""The public model `classify`: encoded images in; label, probabilities and a prediction id out; every answer logged.
+"""The public model `classify`: encoded images in; label, probabilities, doubts and a prediction id out; all logged.
 
 For all requests of a dynamic batch: decode and resize each image (`visionloop.preprocess`), send one array to the champion's
 version of `classifier` inside the server (BLS), derive the watched numbers (`visionloop.observe`), put each row on file
@@ -37,6 +37,8 @@ from serving.repository import (
     PROBABILITIES,
     PROBABILITY,
     REQUEST_ID,
+    REVIEW,
+    UNKNOWN,
     read_release,
     release_identity,
     version_folder,
@@ -44,9 +46,7 @@ from serving.repository import (
 from serving.spool import Spool
 from visionloop.card import EMBEDDING_NAME, INPUT_NAME, LOGITS_NAME, load_card
 from visionloop.errors import ImageError, VisionloopError
-from visionloop.features import EmbeddingPCA
 from visionloop.observe import Observer
-from visionloop.paths import EMBEDDING_PCA
 from visionloop.preprocess import DecodedImage, decode, encode_png, resize
 from visionloop.records import LoggedPrediction
 
@@ -240,9 +240,9 @@ class TritonPythonModel:
         folder = version_folder(self._repository, release.champion)
         card = load_card(folder)
         card.verify(folder)
-        pca = EmbeddingPCA.from_bytes(card.read_file(folder, EMBEDDING_PCA))
+        observer = Observer.load(folder, card, model_version=str(release.champion))
         self._seen = seen
-        return Observer(card, pca, model_version=str(release.champion))
+        return observer
 
 
 def _keeper(store_url: str | None) -> ImageKeeper | None:
@@ -292,5 +292,7 @@ def _response(rows: list[LoggedPrediction]) -> Any:
             pb_utils.Tensor(PROBABILITIES, np.array([row.probabilities for row in rows], dtype=np.float32)),
             text(PREDICTION_ID, [row.prediction_id for row in rows]),
             text(MODEL_VERSION, [row.model_version for row in rows]),
+            pb_utils.Tensor(UNKNOWN, np.array([[bool(row.unknown)] for row in rows])),
+            pb_utils.Tensor(REVIEW, np.array([[bool(row.review)] for row in rows])),
         ]
     )

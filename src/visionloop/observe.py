@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +20,10 @@ from visionloop.card import ModelCard
 from visionloop.errors import ImageError
 from visionloop.features import EmbeddingPCA, image_features, output_features
 from visionloop.files import sha256_bytes
-from visionloop.paths import MODEL_ONNX
+from visionloop.paths import CLASS_MEANS, EMBEDDING_PCA, MODEL_ONNX
 from visionloop.preprocess import DecodedImage, PixelArray
 from visionloop.records import LoggedPrediction
+from visionloop.unknown import ClassMeans, judge
 
 
 def new_prediction_id() -> str:
@@ -41,6 +43,20 @@ class Observer:
     pca: EmbeddingPCA
     model_version: str
     route: str = "champion"
+    class_means: ClassMeans | None = None  # where the card's calibration measures by the distance to them
+
+    @classmethod
+    def load(cls, folder: Path, card: ModelCard, model_version: str) -> Observer:
+        """An observer of the model in `folder`, whose card was read.
+
+        Raises:
+            ArtifactError: a file is missing or damaged.
+        """
+        pca = EmbeddingPCA.from_bytes(card.read_file(folder, EMBEDDING_PCA))
+        rule = card.calibration.unknown if card.calibration else None
+        by_distance = rule is not None and rule.score == "distance"
+        means = ClassMeans.from_bytes(card.read_file(folder, CLASS_MEANS)) if by_distance else None
+        return cls(card, pca, model_version, class_means=means)
 
     def answered(
         self,
@@ -68,6 +84,7 @@ class Observer:
         output = output_features(logits)
         image = image_features(pixels)
         components = self.pca.project(embedding[None])[0]
+        score, unknown, review = self.doubt(logits, embedding)
         return LoggedPrediction(
             prediction_id=prediction_id or new_prediction_id(),
             request_id=request_id,
@@ -104,7 +121,23 @@ class Observer:
             total_ms=total_ms,
             batch_size=batch_size,
             target=target,
+            unknown_score=score,
+            unknown=unknown,
+            review=review,
         )
+
+    def doubt(
+        self, logits: npt.NDArray[np.float32], embedding: npt.NDArray[np.float32]
+    ) -> tuple[float | None, bool | None, bool | None]:
+        """How strange an image is, whether it is unknown, and whether its answer goes to a person.
+
+        `logits` [K] and `embedding` [D] are the model's answer; None is what the card's calibration does not say.
+        """
+        if self.card.calibration is None:
+            return None, None, None
+        doubt = judge(self.card.calibration, logits[None], embedding[None], self.class_means)
+        score = None if doubt.score is None else float(doubt.score[0])
+        return score, None if doubt.unknown is None else bool(doubt.unknown[0]), bool(doubt.review[0])
 
     def rejected(
         self,

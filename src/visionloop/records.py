@@ -88,6 +88,8 @@ class Prediction:
     probabilities: tuple[float, ...]  # in the order of the card's labels; they sum to 1
     prediction_id: str = ""  # set by the server, the key for feedback
     model_version: str = ""
+    unknown: bool = False  # the image seems to be of none of the classes; false, too, where the model cannot say
+    review: bool = False  # the answer should go to a person; false, too, where the model cannot say
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,10 @@ class LoggedPrediction:
     total_ms: float | None
     batch_size: int  # images in the batch that the model saw
     target: str | None = None  # the true label, where known (reference, feedback)
+    # Absent for a model without calibration, and in rows of before there was one.
+    unknown_score: float | None = None  # how strange the image is to the model, by the score of its calibration
+    unknown: bool | None = None  # stranger than nearly all validation images: perhaps of none of the classes
+    review: bool | None = None  # among the least certain answers, which the owner wants a person to see
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,22 +33,19 @@ class ClassMeans:
     a plain one.
     """
 
-    whitening: npt.NDArray[np.float32]  # [D, D]; embedding @ whitening has the identity as its covariance within classes
-    means: npt.NDArray[np.float32]  # [C, D], whitened, of the C classes that had an image
+    whitening: FloatArray  # [D, D]; embedding @ whitening has the identity as its covariance within classes
+    means: FloatArray  # [C, D], whitened, of the C classes that had an image
 
     def distances(self, embedding: npt.NDArray[np.floating]) -> FloatArray:
         """Squared Mahalanobis distance [N] of embeddings [N, D] to the nearest class mean."""
-        white = embedding.astype(np.float64) @ self.whitening.astype(np.float64)
-        # Class by class: all differences at once would take N x C x D numbers.
-        found = np.full(len(white), np.inf)
-        for mean in self.means.astype(np.float64):
-            np.minimum(found, ((white - mean) ** 2).sum(axis=1), out=found)
-        return found
+        white = embedding.astype(np.float64) @ self.whitening
+        squares = (white**2).sum(axis=1)[:, None] - 2 * white @ self.means.T + (self.means**2).sum(axis=1)
+        return np.asarray(np.maximum(squares.min(axis=1, initial=np.inf), 0))
 
     def to_bytes(self) -> bytes:
-        """The content of `class_means.npz`; equal arrays give equal bytes."""
+        """The content of `class_means.npz`, in float32; equal arrays give equal bytes."""
         buffer = io.BytesIO()
-        np.savez(buffer, whitening=self.whitening, means=self.means)
+        np.savez(buffer, whitening=self.whitening.astype(np.float32), means=self.means.astype(np.float32))
         return buffer.getvalue()
 
     @classmethod
@@ -56,7 +53,7 @@ class ClassMeans:
         """Read what `to_bytes` made. Raises ArtifactError where it is something else."""
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                return cls(arrays["whitening"], arrays["means"])
+                return cls(arrays["whitening"].astype(np.float64), arrays["means"].astype(np.float64))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ArtifactError(
                 f"class_means.npz cannot be read ({error}); rebuild it with `dvc repro calibrate`."

@@ -23,6 +23,20 @@ from visionloop.runtime import LABELS_KEY, Floats, Images
 MAX_ONNX_BYTES = (1 << 31) - 1  # protobuf's own limit on one message
 
 
+class Calibrated(torch.nn.Module):
+    """A classifier whose logits are divided by a temperature, so that their softmax is calibrated; the embedding stays."""
+
+    def __init__(self, model: torch.nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.model = model
+        self.temperature = temperature
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images uint8 [N, H, W, 3] to (logits float32 [N, K], embedding float32 [N, D])."""
+        logits, embedding = self.model(images)
+        return logits / self.temperature, embedding
+
+
 def export_onnx(model: torch.nn.Module, path: Path, *, card: ModelCard, opset: int) -> None:
     """Write `model` as ONNX to `path`, whole or not at all.
 
@@ -84,6 +98,7 @@ def metadata(card: ModelCard, opset: int) -> dict[str, str]:
         "data": card.lineage.get("data", ""),
         "visionloop": card.lineage.get("visionloop", ""),
         "opset": str(opset),
+        "temperature": repr(card.calibration.temperature if card.calibration else 1.0),  # already inside the graph
     }
 
 

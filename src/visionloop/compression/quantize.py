@@ -32,6 +32,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from visionloop.card import INPUT_NAME
 from visionloop.compression.parity import accuracy
 from visionloop.errors import ArtifactError
+from visionloop.evaluation.calibration import calibration_error
+from visionloop.features import softmax
 from visionloop.runtime import Answers, Images, Latency, OnnxModel, compare_latency
 
 Precision = Literal["fp32", "int8"]
@@ -142,6 +144,7 @@ class Figures:
     latency_ms_batch_1: float
     latency_p95_ms_batch_1: float
     images_per_second_batch_32: float
+    test_calibration_error: float  # the temperature was fitted before any rounding to INT8
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +226,7 @@ def measure(
             megabytes=len(data) / 1e6,
             val_accuracy=accuracy(answers[name][0], held_out.val_labels),
             test_accuracy=accuracy(answers[name][1], held_out.test_labels),
+            test_calibration_error=calibration_error(softmax(answers[name][1]), held_out.test_labels),
             latency_ms_batch_1=one[name].p50_ms,
             latency_p95_ms_batch_1=one[name].p95_ms,
             images_per_second_batch_32=full[name].images_per_second,

@@ -206,7 +206,8 @@ def fit_means(embedding: npt.NDArray[np.floating], labels: Numbers) -> ClassMean
     values, axes = np.linalg.eigh(covariance)
     floor = max(float(values.mean()) * 1e-6, np.finfo(np.float64).tiny)
     whitening = axes / np.sqrt(np.maximum(values, floor))
-    return ClassMeans(whitening.astype(np.float32), (means @ whitening).astype(np.float32))
+    # As the file will hold them, so that what is measured now is what is served.
+    return ClassMeans.from_bytes(ClassMeans(whitening, means @ whitening).to_bytes())
 
 
 def means_sample(labels: Numbers, most: int = 3000) -> Numbers:

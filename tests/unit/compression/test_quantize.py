@@ -133,11 +133,11 @@ def test_nothing_to_quantize_and_a_broken_graph_are_refused_in_one_sentence() ->
     assert "\n" not in str(error.value)
 
 
-FP32 = Figures(1.0, 0.990, 0.985, 1.0, 1.2, 2000.0)
+FP32 = Figures(1.0, 0.990, 0.985, 1.0, 1.2, 2000.0, 0.01)
 
 
 def comparison(*, val: float = 0.990, test: float = 0.985, batch_1: float = 1.5, batch_32: float = 2.0) -> Comparison:
-    int8 = Figures(0.3, val, test, 1.0 / batch_1, 1.2 / batch_1, 2000.0 * batch_32)
+    int8 = Figures(0.3, val, test, 1.0 / batch_1, 1.2 / batch_1, 2000.0 * batch_32, 0.02)
     return Comparison(FP32, int8, agreement=0.99, speedup_batch_1=batch_1, speedup_batch_32=batch_32)
 
 
