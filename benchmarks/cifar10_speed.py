@@ -8,8 +8,8 @@ What:    the recipe recipes/cifar10-speed.yaml, through the stages collect, clea
          addition; products and convolutions, forwards and backwards) on one training step, with what the optimizer
          multiplies; elementwise work and evaluation are left out, as in the figures of the anchor: airbench94 of Jordan 2024
          (arXiv:2404.00498, the variant with Muon), 94.0 % with 0.29 PFLOP.
-Command: OMP_WAIT_POLICY=passive python -m benchmarks.cifar10_speed --archive cifar10-jpeg.tar.gz             (3 seeds)
-         OMP_WAIT_POLICY=passive python -m benchmarks.cifar10_speed --archive cifar10-jpeg.tar.gz --seeds 1   (a look)
+Command: GOMP_SPINCOUNT=1000 python -m benchmarks.cifar10_speed --archive cifar10-jpeg.tar.gz             (3 seeds)
+         GOMP_SPINCOUNT=1000 python -m benchmarks.cifar10_speed --archive cifar10-jpeg.tar.gz --seeds 1   (a look)
          The same command goes on where a killed run ended. --folder names where data and checkpoints lie.
 Result:  in the file below.
 Writes:  benchmarks/results/cifar10_speed.json, after each epoch

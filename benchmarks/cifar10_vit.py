@@ -5,8 +5,8 @@ What:    the recipe recipes/cifar10-vit.yaml, through the stages collect, clean,
          looked at once, after the last epoch. Seconds are wall time from the start of the training with all that it does,
          evaluation and checkpoints too; arithmetic is counted by torch's FlopCounterMode on one training step (products and
          convolutions, two for a multiplication with an addition).
-Command: OMP_WAIT_POLICY=passive python -m benchmarks.cifar10_vit --archive cifar10-jpeg.tar.gz            (90 minutes)
-         OMP_WAIT_POLICY=passive python -m benchmarks.cifar10_vit --archive cifar10-jpeg.tar.gz --epochs 1 (a look)
+Command: GOMP_SPINCOUNT=1000 python -m benchmarks.cifar10_vit --archive cifar10-jpeg.tar.gz            (90 minutes)
+         GOMP_SPINCOUNT=1000 python -m benchmarks.cifar10_vit --archive cifar10-jpeg.tar.gz --epochs 1 (a look)
          The same command goes on where a killed run ended. --folder names where data and checkpoint lie.
 Result:  in the file below.
 Writes:  benchmarks/results/cifar10_vit.json, after each epoch

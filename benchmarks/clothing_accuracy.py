@@ -8,8 +8,8 @@ What:    the clothing photos, pre-split into 3,068 for training, 341 for validat
          of the rate after each third of the epochs. It has as many epochs as fit in the time that ours took, by its first.
          Both are judged on the same 372 images, resized as the model wants them, ours by its stage, theirs by Resize and
          CenterCrop. The difference comes with McNemar's exact test. Each runs alone, one after the other.
-Command: OMP_WAIT_POLICY=passive python -m benchmarks.clothing_accuracy --archive clothing.tar.gz      (40 + 40 minutes)
-         OMP_WAIT_POLICY=passive python -m benchmarks.clothing_accuracy --archive clothing.tar.gz --epochs 1  (a look)
+Command: GOMP_SPINCOUNT=1000 python -m benchmarks.clothing_accuracy --archive clothing.tar.gz      (40 + 40 minutes)
+         GOMP_SPINCOUNT=1000 python -m benchmarks.clothing_accuracy --archive clothing.tar.gz --epochs 1  (a look)
          The same command goes on where a killed run ended; --only ours or --only usual runs one.
 Result:  in the file below.
 Writes:  benchmarks/results/clothing_accuracy.json, after each epoch

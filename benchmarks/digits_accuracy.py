@@ -5,8 +5,8 @@ What:    the parameters of recipes/digits.yaml. For each split seed the stages c
          test side.
          One test side has about 180 images, so that one image is 0.56 points: the mean over the grid is the figure to read.
          The seconds are wall time of one training; its CPU seconds stand beside and say what idle cores would take.
-Command: OMP_WAIT_POLICY=passive python -m benchmarks.digits_accuracy                      (3 splits x 5 seeds)
-         OMP_WAIT_POLICY=passive python -m benchmarks.digits_accuracy --splits 1 --seeds 1 (a look)
+Command: GOMP_SPINCOUNT=1000 python -m benchmarks.digits_accuracy                      (3 splits x 5 seeds)
+         GOMP_SPINCOUNT=1000 python -m benchmarks.digits_accuracy --splits 1 --seeds 1 (a look)
 Result:  in the file below.
 Writes:  benchmarks/results/digits_accuracy.json
 """

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pipeline import feedback_cli
+from pipeline.stages import spin_briefly
 from visionloop.errors import ConfigError, ImageError, PipelineError, VisionloopError
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def find_rate(
     """Suggest a learning rate: a short training with a rate that grows, and a picture of its losses."""
     if family not in ("cnn", "vit"):
         raise ConfigError(f"find-rate takes the family cnn or vit, got '{family}'.")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in the stage train, before torch is loaded
+    spin_briefly()  # so torch is loaded below
     from visionloop.config import TrainParams, load_section
     from visionloop.data.packing import load_meta, load_split
     from visionloop.files import write_bytes
@@ -146,6 +147,18 @@ def crossvalidate(
     with stopping_on_signals():
         experiments.crossvalidate(family, _say)
     for sentence in experiments.accept(family) if accept else experiments.shown(family):
+        print(sentence)
+
+
+@app.command("learning-curve")
+def learning_curve(family: Family = "cnn") -> None:
+    """Train on an eighth to all of the training images: would twice as many labelled images help?"""
+    from pipeline import experiments
+    from pipeline.supervisor import stopping_on_signals
+
+    with stopping_on_signals():
+        experiments.learning_curve(family, _say)
+    for sentence in experiments.curve_shown(family):
         print(sentence)
 
 

@@ -6,12 +6,11 @@ It stands in experiments/dvc.yaml and runs when it is asked for.
 from __future__ import annotations
 
 import math
-import os
 import sys
 
 import numpy as np
 
-from pipeline.stages import family_argument, run_stage
+from pipeline.stages import family_argument, run_stage, spin_briefly
 from visionloop.config import TrainParams, load_section
 from visionloop.data.out_of_fold import write_out_of_fold
 from visionloop.data.packing import load_meta, load_split
@@ -22,7 +21,7 @@ from visionloop.paths import CROSSVALIDATE, PACKED, SPLIT, crossvalidate_report
 
 def main() -> None:
     """Read data/packed and data/split.parquet; write reports/crossvalidate/<family>."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # see stage `train`; torch is loaded below
+    spin_briefly()  # so torch is loaded below
     from visionloop import crossvalidation
     from visionloop.evaluation.metrics import per_class, wilson
     from visionloop.evaluation.pictures import folds_png

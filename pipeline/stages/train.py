@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from dvclive.live import Live
 
 from pipeline.launch import launch, launched
-from pipeline.stages import family_argument, run_stage
+from pipeline.stages import family_argument, run_stage, spin_briefly
 from visionloop import __version__
 from visionloop.config import ComputeParams, TrainParams, load_section
 from visionloop.data.packing import PackedSplit, load_meta, load_split
@@ -32,10 +32,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Read data/packed; write models/<family> and the history in reports/train/<family>."""
-    # torch's threads wait for each other by spinning. Where another program has one of the cores, each of the many short
-    # steps then costs a time slice: with a load of 6 on 2 cores, 8 epochs that take 22 s asleep were not done after 100 s.
-    # OpenMP reads this when torch is loaded, so torch is loaded below.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    spin_briefly()  # so torch is loaded below
     family = family_argument(sys.argv)
     params, processes = load_section(TrainParams), load_section(ComputeParams).processes
     meta = load_meta(PACKED)

@@ -5,11 +5,10 @@ It stands in experiments/dvc.yaml and runs when it is asked for. A study that wa
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING
 
-from pipeline.stages import run_stage
+from pipeline.stages import run_stage, spin_briefly
 from visionloop.config import (
     AugmentParams,
     ExportParams,
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 def load_job() -> Job:
     """What `params.yaml` and data/packed ask for."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # see stage `train`; torch is loaded below
+    spin_briefly()  # so torch is loaded below
     from pipeline.tuning import Job
     from visionloop.tuning.space import Plan
 
