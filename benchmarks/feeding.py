@@ -8,8 +8,9 @@ What:    photo-like JPEGs of 256 pixels from a seed, in ten class folders, or a 
          held:  the same steps on batches that were made before the clock started.
          usual: ImageFolder, PIL, torchvision's v2 transforms, a DataLoader of two workers, torchvision's network in fp32.
                 Its own network for `small_resnet` and `small_vit`, which torchvision has not, is ours in fp32.
-         All take AdamW and cross-entropy. The files are in the page cache. Packing is not in an epoch.
-Command: python -m benchmarks.feeding [--folder FOLDER] [--images 768] [--rounds 7] [--networks small_resnet resnet18]
+         All take AdamW and cross-entropy: fed and held as a training makes it, usual torch's as it comes. The files are in
+         the page cache. Packing is not in an epoch.
+Command: GOMP_SPINCOUNT=1000 python -m benchmarks.feeding [--folder FOLDER] [--images 768] [--rounds 7] [--networks small_resnet resnet18]
 Result:  in the file below.
 Writes:  benchmarks/results/feeding.json; networks that are not measured keep their figures.
 """
@@ -44,6 +45,7 @@ from visionloop.models import Classifier, build
 from visionloop.training.batches import train_batches
 from visionloop.training.execution import measure_execution
 from visionloop.training.monitor import Monitor
+from visionloop.training.optimizers import Optimizer
 
 OUTPUT = Path("benchmarks/results/feeding.json")
 SIDE = 64
@@ -51,6 +53,7 @@ BATCH = 64
 CLASSES = 10
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 POLICY = AugmentPolicy(horizontal_flip=True, crop_padding_pixels=SIDE // 8, padding="reflect")
+RATE = 1e-4
 MOST = 1.05  # seconds of fed over those of held
 NETWORKS: Mapping[str, Mapping[str, int | str]] = {
     "small_resnet": {"width": 32, "blocks": 2, "stages": 4},
@@ -91,9 +94,11 @@ def measured(network: str, folder: Path, data: PackedSplit, rounds: int) -> dict
     execution, said = measure_execution(ours, batches[0].images, batches[0].labels, params, steps=1)
     forward = execution.prepare(ours)
     monitor = Monitor(torch.device("cpu"))  # its own cost is part of an epoch
-    our_step = stepper(ours, lambda images: forward(images)[0])
+    settings = load_section(TrainParams).cnn.model_copy(update={"layer_decay": 1.0})
+    optimizer = Optimizer(ours, params.model_copy(update={"optimizer": "adamw"}), settings, steps_images=BATCH)
+    our_step = stepper(lambda images: forward(images)[0], ours, lambda: optimizer.step(RATE))
     theirs = usual_network(network)
-    their_step = stepper(theirs, theirs)
+    their_step = stepper(theirs, theirs, torch.optim.AdamW(theirs.parameters(), lr=RATE).step)
     loader = usual_loader(folder)
 
     def ours_alternating(number: int) -> tuple[float, float]:
@@ -174,14 +179,15 @@ def usual_loader(folder: Path) -> Any:
     return DataLoader(ImageFolder(str(folder), change), BATCH, shuffle=True, num_workers=2, persistent_workers=True)
 
 
-def stepper(model: nn.Module, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], None]:
+def stepper(
+    forward: Callable[[Tensor], Tensor], model: nn.Module, update: Callable[[], object]
+) -> Callable[[Tensor, Tensor], None]:
     """One training step."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def step(images: Tensor, labels: Tensor) -> None:
-        optimizer.zero_grad()
+        model.zero_grad()
         F.cross_entropy(forward(images), labels).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        update()
 
     return step
 
