@@ -10,7 +10,8 @@ What:    photo-like JPEGs of 256 pixels from a seed, in ten class folders, or a 
                 Its own network for `small_resnet` and `small_vit`, which torchvision has not, is ours in fp32.
          All take AdamW and cross-entropy: fed and held as a training makes it, usual torch's as it comes. The files are in
          the page cache. Packing is not in an epoch.
-Command: GOMP_SPINCOUNT=1000 python -m benchmarks.feeding [--folder FOLDER] [--images 768] [--rounds 7] [--networks small_resnet resnet18]
+Command: GOMP_SPINCOUNT=1000 python -m benchmarks.feeding                        (four networks)
+         GOMP_SPINCOUNT=1000 python -m benchmarks.feeding --networks resnet18    (one); --folder FOLDER takes your photos
 Result:  in the file below.
 Writes:  benchmarks/results/feeding.json; networks that are not measured keep their figures.
 """
