@@ -184,6 +184,30 @@ def tune(
 
 
 @app.command()
+def compare(
+    revision: Annotated[str, typer.Argument(help="A git revision: a commit, a branch, a tag, HEAD~1.")],
+    other: Annotated[str | None, typer.Argument(help="A second one; without it, what lies here now.")] = None,
+) -> None:
+    """Put two runs side by side: params, metrics with intervals, classes, and the verdict on the same images."""
+    from pipeline import comparing
+
+    comparing.compare(revision, other)
+
+
+@app.command()
+def promote(
+    force: Annotated[bool, typer.Option("--force", help="Publish the shipped model whatever the gate says of it.")] = False,
+    reason: Annotated[str, typer.Option(help="With --force: why. It is kept in data/promotions.csv.")] = "",
+    who: Annotated[str | None, typer.Option(help="With --force: who decides; you unless given.")] = None,
+) -> None:
+    """Say what the gate says of the shipped model; with --force decide over its head, with a reason."""
+    from pipeline import promoting
+
+    for sentence in promoting.force(reason, who) if force else promoting.said():
+        print(sentence)
+
+
+@app.command()
 def predict(  # noqa: PLR0917 - typer calls it by name
     context: typer.Context,
     paths: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],

@@ -1,4 +1,4 @@
-"""`visionloop crossvalidate`: the stage of experiments/dvc.yaml brought up to date, and its answers handed to `clean`.
+"""`visionloop crossvalidate` and `learning-curve`: stages of experiments/dvc.yaml brought up to date, and what they found.
 
 Does not cover: tuning.
 """
@@ -15,7 +15,7 @@ from visionloop.config import CleanParams, load_section
 from visionloop.data.out_of_fold import OutOfFold, read_out_of_fold
 from visionloop.errors import ArtifactError
 from visionloop.files import atomic_path
-from visionloop.paths import EXPERIMENTS_YAML, OUT_OF_FOLD_ANSWERS, crossvalidate_report
+from visionloop.paths import EXPERIMENTS_YAML, OUT_OF_FOLD_ANSWERS, crossvalidate_report, learning_curve_report
 
 
 def crossvalidate(family: Literal["cnn", "vit"], on_line: Callable[[str], None]) -> repro.ReproResult:
@@ -25,6 +25,30 @@ def crossvalidate(family: Literal["cnn", "vit"], on_line: Callable[[str], None])
         PipelineError: a stage refused; the message is its sentence.
     """
     return repro.reproduce([f"{EXPERIMENTS_YAML}:crossvalidate@{family}"], on_line)
+
+
+def learning_curve(family: Literal["cnn", "vit"], on_line: Callable[[str], None]) -> repro.ReproResult:
+    """Bring the learning curve of a family up to date, with the stages that it stands on.
+
+    Raises:
+        PipelineError: a stage refused; the message is its sentence.
+    """
+    return repro.reproduce([f"{EXPERIMENTS_YAML}:learningcurve@{family}"], on_line)
+
+
+def curve_shown(family: Literal["cnn", "vit"]) -> list[str]:
+    """What the learning curve of a family says, in sentences.
+
+    Raises:
+        ArtifactError: it did not run yet, or its report is damaged.
+    """
+    folder = learning_curve_report(family)
+    try:
+        curve = json.loads((folder / "curve.json").read_text(encoding="utf-8"))
+        points = ", ".join(f"{one['accuracy']:.2%} with {one['images']:,}" for one in curve["points"])
+        return [f"{family}: {points} training images.", curve["answer"], f"See {folder}/learning_curve.png."]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{folder} has no report ({error}); run `visionloop learning-curve {family}`.") from error
 
 
 def shown(family: Literal["cnn", "vit"]) -> list[str]:

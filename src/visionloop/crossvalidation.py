@@ -123,14 +123,14 @@ def cross_validate(
         )
         place = folder / f"fold-{fold}"
         name = fingerprint(family, about, own)
-        answers = _finished(place.with_suffix(".npz"), name, (len(held), len(meta.labels)))
+        answers = finished_answers(place.with_suffix(".npz"), name, (len(held), len(meta.labels)))
         if answers is None:
             say(f"Fold {fold + 1} of {count}: {len(rows):,} images to learn from, {len(held):,} to judge by.")
             place.mkdir(parents=True, exist_ok=True)
             result = train(family, data, val, about, own, resume=place, on_epoch=partial(on_epoch, fold), say=say)
             device = choose_device(own.device)
             answers = predict(result.classifier, held_out.images, device, f"{family} fold {fold + 1}").astype(np.float32)
-            _store(place.with_suffix(".npz"), name, answers)
+            store_answers(place.with_suffix(".npz"), name, answers)
             clear_resume(place)
         else:
             say(f"Fold {fold + 1} of {count} was finished by an earlier, interrupted run.")
@@ -167,9 +167,9 @@ def fold_rows(
     return rows, np.flatnonzero((fold_of == watched) & ~variant), np.flatnonzero((fold_of == fold) & ~variant)
 
 
-def clear(folder: Path) -> None:
+def clear(folder: Path, pattern: str = "fold-*") -> None:
     """Remove what an interrupted run would have needed."""
-    for place in sorted(folder.glob("fold-*")):
+    for place in sorted(folder.glob(pattern)):
         if place.is_dir():
             clear_resume(place)
             place.rmdir()
@@ -263,8 +263,8 @@ def _folds(ids: npt.NDArray[np.str_], folds: Mapping[str, int]) -> npt.NDArray[n
     return found
 
 
-def _finished(path: Path, name: str, shape: tuple[int, int]) -> npt.NDArray[np.float32] | None:
-    """The answers of a fold that an earlier run finished, if they are of this training; a damaged file is none."""
+def finished_answers(path: Path, name: str, shape: tuple[int, int]) -> npt.NDArray[np.float32] | None:
+    """The answers [N, K] that `store_answers` kept, if they are of the training `name`; a damaged file is none."""
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             if str(file["name"]) == name and file["probabilities"].shape == shape:
@@ -274,7 +274,8 @@ def _finished(path: Path, name: str, shape: tuple[int, int]) -> npt.NDArray[np.f
     return None
 
 
-def _store(path: Path, name: str, probabilities: npt.NDArray[np.float32]) -> None:
+def store_answers(path: Path, name: str, probabilities: npt.NDArray[np.float32]) -> None:
+    """Keep the answers of the finished training `name`, in case the run is interrupted."""
     buffer = io.BytesIO()
     np.savez(buffer, name=np.array(name), probabilities=probabilities)
     write_bytes(path, buffer.getvalue())

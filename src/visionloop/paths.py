@@ -41,6 +41,7 @@ TRAIN_REPORTS = Path("reports/train")
 CALIBRATE_REPORTS = Path("reports/calibrate")
 EVALUATE_REPORTS = Path("reports/evaluate")
 CROSSVALIDATE_REPORTS = Path("reports/crossvalidate")
+LEARNING_CURVE_REPORTS = Path("reports/learning-curve")
 FIND_RATE_REPORTS = Path("reports/find-rate")  # <family>.png, written by `visionloop find-rate`; not in git
 # tune, of experiments/dvc.yaml
 TUNE_PAGE = Path("reports/tune.html")
@@ -53,7 +54,7 @@ SELECT_REPORT = Path("reports/select.json")
 EXPORTED = Path("models/exported")  # model.onnx (FP32), card.json, golden.npz
 EXPORT_REPORT = Path("reports/export.json")
 ROBUSTNESS_REPORT = Path("reports/robustness.json")  # what quantize asks before it goes on
-ROBUSTNESS = Path("reports/robustness")  # corruptions.csv, classes.csv, curves.csv, malformed.csv, and four pictures
+ROBUSTNESS = Path("reports/robustness")  # tables of corruptions, classes, curves, attacks, malformed bytes; pictures
 SHIPPED = Path("models/shipped")  # model.onnx (INT8 or FP32, whichever earned it), embedding_pca.npz, card.json
 QUANTIZE_REPORT = Path("reports/quantize.json")
 VARIANTS = Path("reports/variants.csv")  # speed, size and memory of torch, FP32 and INT8 by batch size
@@ -91,6 +92,7 @@ EVIDENTLY_WORKSPACE = VAR / "evidently"
 DRIFT_REPORTS = VAR / "drift"  # one HTML page and one JSON file per closed window
 PREFECT_HOME = VAR / "prefect"
 CROSSVALIDATE = VAR / "crossvalidate"  # <family>: finished folds and the checkpoint of an interrupted run
+LEARNING_CURVE = VAR / "learning-curve"  # <family>: finished trainings and the checkpoint of an interrupted run
 TUNING = VAR / "tune"  # the studies' database, and the checkpoints of trials under way
 RUN_SUMMARY = VAR / "run-summary.json"
 
@@ -118,3 +120,8 @@ def evaluate_report(family: str) -> Path:
 def crossvalidate_report(family: str) -> Path:
     """`reports/crossvalidate/<family>`: metrics, out-of-fold answers and the picture of the folds."""
     return CROSSVALIDATE_REPORTS / family
+
+
+def learning_curve_report(family: str) -> Path:
+    """`reports/learning-curve/<family>`: metrics, the points, the law with its answer, and the picture."""
+    return LEARNING_CURVE_REPORTS / family

@@ -87,19 +87,41 @@ def intervals(
     if top_k is not None and top_k < classes:
         right = int(top_k_correct(predictions, top_k).sum())
         whole[f"top_{top_k}_accuracy"] = Interval(*wilson(right, count, confidence_level))
-    estimates, drawn = averages(*(part[None] for part in _margins(matrix))), _drawn_averages(matrix, rng)
-    whole |= {name: _percentile(drawn[name], tail, float(value[0])) for name, value in estimates.items()}
+    whole |= average_intervals(matrix, confidence_level, rng)
     terms = np.stack([log_loss_terms(predictions), brier_terms(predictions)])
     for name, means in zip(("log_loss", "brier"), _drawn_means(terms, rng), strict=True):
         whole[name] = _percentile(means, tail)
 
-    own = [_class_shares(matrix, index, confidence_level) for index in range(classes)]
-    curves, areas = _drawn_areas(predictions, classes, rng)
-    for name, (estimate, values) in curves.items():
-        whole[name] = _percentile(values, tail, estimate)
-    for index, found in areas.items():
-        own[index] |= {name: _percentile(values, tail, estimate) for name, (estimate, values) in found.items()}
-    return Intervals(whole, tuple(own))
+    areas, of_classes = area_intervals(predictions, classes, confidence_level, rng)
+    own = tuple(_class_shares(matrix, index, confidence_level) | of_classes.get(index, {}) for index in range(classes))
+    return Intervals(whole | areas, own)
+
+
+def average_intervals(
+    matrix: Numbers, confidence_level: float, rng: np.random.Generator, resamples: int = RESAMPLES
+) -> dict[str, Interval]:
+    """Of the averages over classes, by name, from the confusion matrix [K, K]."""
+    tail = (1 - confidence_level) / 2
+    estimates = averages(*(part[None] for part in (np.diagonal(matrix), matrix.sum(1), matrix.sum(0))))
+    drawn = _drawn_averages(matrix, rng, resamples)
+    return {name: _percentile(drawn[name], tail, float(value[0])) for name, value in estimates.items()}
+
+
+def area_intervals(
+    predictions: SplitPredictions,
+    classes: int,
+    confidence_level: float,
+    rng: np.random.Generator,
+    resamples: int = CURVE_RESAMPLES,
+) -> tuple[dict[str, Interval], dict[int, dict[str, Interval]]]:
+    """Of the ROC AUC and the average precision: macro and micro by name, and each class's by its position and field."""
+    tail = (1 - confidence_level) / 2
+    whole, own = _drawn_areas(predictions, classes, rng, resamples)
+
+    def ends(found: Mapping[str, _Drawn]) -> dict[str, Interval]:
+        return {name: _percentile(values, tail, estimate) for name, (estimate, values) in found.items()}
+
+    return ends(whole), {index: ends(found) for index, found in own.items()}
 
 
 def interval_numbers(found: Intervals) -> dict[str, float]:
@@ -146,12 +168,8 @@ def _class_shares(matrix: Numbers, index: int, confidence_level: float) -> dict[
     return found
 
 
-def _margins(matrix: Numbers) -> tuple[Numbers, Numbers, Numbers]:
-    return np.diagonal(matrix), matrix.sum(1), matrix.sum(0)
-
-
-def _drawn_averages(matrix: Numbers, rng: np.random.Generator) -> dict[str, Floats]:
-    """The averages of `RESAMPLES` test sets drawn from the matrix and one wrong image, each [RESAMPLES].
+def _drawn_averages(matrix: Numbers, rng: np.random.Generator, resamples: int) -> dict[str, Floats]:
+    """The averages of test sets drawn from the matrix and one wrong image, each [resamples].
 
     The wrong image is of each class by the class's share, and called the next class in order: of many classes most cells
     of the matrix are empty, and only those that are drawn from are looked at.
@@ -170,8 +188,8 @@ def _drawn_averages(matrix: Numbers, rng: np.random.Generator) -> dict[str, Floa
     rightly = csr_array(((actual == called).astype(np.float64), (actual, cells)), (classes, len(cells)))
     step = max(1, _AT_ONCE // max(len(cells), classes))
     parts = []
-    for start in range(0, RESAMPLES, step):
-        drawn = rng.multinomial(int(there.sum()), chances, min(step, RESAMPLES - start)).T.astype(np.float64)
+    for start in range(0, resamples, step):
+        drawn = rng.multinomial(int(there.sum()), chances, min(step, resamples - start)).T.astype(np.float64)
         margins = (np.asarray(which @ drawn).T for which in (rightly, of_class, as_class))
         parts.append(averages(*margins))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -192,7 +210,7 @@ _Drawn = tuple[float, Floats]  # the metric on the images as they are, and on ea
 
 
 def _drawn_areas(
-    predictions: SplitPredictions, classes: int, rng: np.random.Generator
+    predictions: SplitPredictions, classes: int, rng: np.random.Generator, resamples: int
 ) -> tuple[dict[str, _Drawn], dict[int, dict[str, _Drawn]]]:
     """ROC AUC and average precision of each class, macro and micro, on the images and on resamples.
 
@@ -210,7 +228,7 @@ def _drawn_areas(
     present = [index for index in range(classes) if positive[:count, index].any()]
     rankings = {index: _Ranking(positive[:, index], scores[:, index]) for index in present}
     micro = _Ranking(positive.ravel(), scores.ravel(), repeat=classes)
-    resamples = max(_LEAST_RESAMPLES, min(CURVE_RESAMPLES, _MOST_WORK // (len(targets) * classes)))
+    resamples = min(resamples, max(_LEAST_RESAMPLES, _MOST_WORK // (len(targets) * classes)))
     step = max(1, _AT_ONCE // len(targets))
 
     real = np.concatenate([np.ones(count), np.zeros(pseudo)])[:, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -97,6 +98,42 @@ def training_png(history: History, title: str) -> bytes:
             axes.set(title=heading, xlabel="epoch")
             axes.grid(alpha=0.3)
             axes.legend(fontsize=8)
+    return buffer.getvalue()
+
+
+def learning_curve_png(
+    points: Sequence[tuple[int, float, float, float]],
+    law: tuple[float, float],
+    twice: tuple[float, float, float],
+    answer: str,
+    title: str,
+) -> bytes:
+    """Accuracy against the number of training images on a logarithmic axis, and the answer in words.
+
+    Each of `points` is (images, accuracy, low, high); `law` is (a, b) of mistakes = a n^-b; `twice` is the law's (accuracy,
+    low, high) with twice as many images as the last point.
+    """
+    with drawing((8, 5.5), title) as (figure, buffer):
+        axes = figure.subplots()
+        numbers, values, lows, highs = np.array(points, dtype=np.float64).T
+        ends = np.maximum(np.stack([values - lows, highs - values]), 0)
+        axes.errorbar(numbers, values, yerr=ends, fmt="o", color="black", capsize=4, label="trained, with interval")
+        last = numbers[-1]
+        many = np.geomspace(numbers[0], 2 * last, 100)
+        lawful = 1 - np.minimum(1.0, law[0] * many ** -law[1])
+        seen = many <= last
+        axes.plot(many[seen], lawful[seen], color="tab:blue", label=f"power law, mistakes ~ n^-{law[1]:.2f}")
+        axes.plot(many[~seen], lawful[~seen], color="tab:blue", linestyle="--")
+        ends = np.maximum(np.array([[twice[0] - twice[1]], [twice[2] - twice[0]]]), 0)
+        axes.errorbar([2 * last], [twice[0]], yerr=ends, fmt="s", color="tab:blue", capsize=4, label="by the law")
+        axes.set_xscale("log", base=2)
+        ticks = [*numbers.tolist(), 2 * last]
+        axes.set_xticks(ticks, [f"{int(tick):,}" for tick in ticks])
+        axes.minorticks_off()
+        axes.set(ylabel="accuracy on the test images")
+        axes.set_xlabel("training images\n\n" + textwrap.fill(answer, 95))
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower right", fontsize=8)
     return buffer.getvalue()
 
 
