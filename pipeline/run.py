@@ -84,7 +84,7 @@ def run() -> None:
         pages=(
             str(CLEANING_PAGE),
             f"{CONTACT_SHEET} and {OPERATIONS_SHEET}",
-            f"{EVALUATE_REPORTS}/cnn/ and {EVALUATE_REPORTS}/vit/: confusion.png, gradcam.png, mistakes.png",
+            f"{EVALUATE_REPORTS}/cnn/ and {EVALUATE_REPORTS}/vit/: confusion.png, explanation.png, mistakes.png",
             *pages,
         ),
         seconds=round(time.monotonic() - begin, 1),

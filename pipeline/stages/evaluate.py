@@ -14,16 +14,16 @@ from visionloop.data.packing import PackedSplit, load_split
 from visionloop.evaluation.calibration_pictures import rest_png, trusted_png
 from visionloop.evaluation.curves import curves_csv, micro_csv, pr_curves, roc_curves
 from visionloop.evaluation.detail import confused_pairs, detail, notes, pairs_csv
-from visionloop.evaluation.gradcam import gradcam
 from visionloop.evaluation.history import read_history
 from visionloop.evaluation.intervals import interval_numbers, intervals
 from visionloop.evaluation.measure_pictures import classes_png, pairs_png, slices_png, training_png
 from visionloop.evaluation.metrics import classes_csv, confusion, confusion_csv, per_class, require_images, summarize
-from visionloop.evaluation.pictures import confusion_png, gradcam_png, mistakes_png, pr_curves_png, roc_curves_png
-from visionloop.evaluation.predictions import Answers, SplitPredictions, answer, spread, worst_mistakes, write_predictions
+from visionloop.evaluation.pictures import confusion_png, mistakes_png, pr_curves_png, roc_curves_png
+from visionloop.evaluation.predictions import Answers, SplitPredictions, answer, worst_mistakes, write_predictions
 from visionloop.evaluation.slices import read_attributes, slices, slices_csv
 from visionloop.evaluation.trust import Trusted, trust_detail, trust_numbers
 from visionloop.evaluation.unknowns import read_foreign
+from visionloop.explanation import report as explanation
 from visionloop.files import write_bytes, write_json, write_text
 from visionloop.models import Family, load_model
 from visionloop.models.devices import choose_device
@@ -82,18 +82,6 @@ def main() -> None:
     def names(classes: np.ndarray) -> list[str]:
         return [labels[number] for number in classes]
 
-    shown = spread(test, params.gradcam_images)
-    maps = gradcam(model, data.images[shown], test.predicted[shown])
-    write_bytes(
-        folder / "gradcam.png",
-        gradcam_png(
-            data.images[shown],
-            maps,
-            names(test.targets[shown]),
-            names(test.predicted[shown]),
-            f"Grad-CAM, {family} ({card.architecture})",
-        ),
-    )
     wrong = worst_mistakes(test, params.mistake_images)
     write_bytes(
         folder / "mistakes.png",
@@ -106,6 +94,17 @@ def main() -> None:
             of=len(test.targets),
             title=f"{family} ({card.architecture})",
         ),
+    )
+    explained = explanation.write(
+        folder,
+        model,
+        labels,
+        sides,
+        splits,
+        setting=params.explanation,
+        explained_images=params.explained_images,
+        mistake_images=params.mistake_images,
+        title=f"{family} ({card.architecture})",
     )
     write_json(
         folder / "detail.json",
@@ -126,7 +125,7 @@ def main() -> None:
         folder / "metrics.json",
         metrics | interval_numbers(uncertain) | trust_numbers(trusted["test"], strange, params.confidence_level),
     )
-    for sentence in (*said, *(part.sentence for part in parts if part.verdict == "worse")):
+    for sentence in (*said, explained, *(part.sentence for part in parts if part.verdict == "worse")):
         print(sentence)
     print(
         f"{folder}: {family} answers {metrics['accuracy']:.2%} of {len(test.targets)} test images rightly "

@@ -554,7 +554,10 @@ class EvaluateParams(Section):
     section: ClassVar[str] = "evaluate"
     confidence_level: float = Field(gt=0.5, lt=1, description="of every interval")
     top_k: int = Field(ge=2, le=100, description="an answer counts as right in top-k where the class is among the k best")
-    gradcam_images: int = Field(ge=0, le=64, description="pictures with Grad-CAM")
+    explanation: Literal["auto", "gradcam", "layercam", "integrated_gradcam", "rollout"] = Field(
+        description="how maps are made of where the evidence lies; auto: by what does best on val"
+    )
+    explained_images: int = Field(ge=0, le=64, description="pictures with such a map; 0 leaves all explanations out")
     mistake_images: int = Field(ge=0, le=200, description="pictures in the gallery of worst mistakes")
 
 

@@ -144,33 +144,6 @@ def folds_png(
     return buffer.getvalue()
 
 
-def gradcam_png(
-    images: Images, maps: npt.NDArray[np.float32], targets: Sequence[str], predicted: Sequence[str], title: str
-) -> bytes:
-    """For each image: the input, the heat-map for the predicted class, and the map laid over the input."""
-    if len(images) == 0:
-        return sentence_png("No image was asked for (evaluate.gradcam_images is 0).", title)
-    per_row = min(4, len(images))
-    rows = math.ceil(len(images) / per_row)
-    with drawing((per_row * 4.2, rows * 1.75), title) as (figure, buffer):
-        grid = figure.subplots(rows, per_row * 3, squeeze=False)
-        for axes in grid.flat:
-            axes.axis("off")
-        for index, (image, heat) in enumerate(zip(images, maps, strict=True)):
-            row, column = divmod(index, per_row)
-            left, middle, right = grid[row, 3 * column : 3 * column + 3]
-            left.imshow(image, interpolation="nearest")
-            middle.imshow(heat, cmap="inferno", vmin=0, vmax=1, interpolation="nearest")
-            gray = image.mean(2) / 255
-            right.imshow(gray, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            # Stronger evidence covers more; where there is none the input shows.
-            right.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=heat * 0.7, interpolation="nearest")
-            same = targets[index] == predicted[index]
-            text = short(targets[index]) if same else f"{short(targets[index])}, called {short(predicted[index])}"
-            middle.set_title(text, fontsize=9, color="black" if same else "firebrick")
-    return buffer.getvalue()
-
-
 def mistakes_png(
     images: Images,
     targets: Sequence[str],

@@ -39,10 +39,10 @@ Test = Literal["corner", "pair", "patch"]
 TESTS: tuple[Test, ...] = get_args(Test)
 
 LEAST_IMAGES = 8  # a share of fewer says nothing
-STEPS = 16  # of insertion and deletion
+STEPS = 12  # of insertion and deletion
 _LEAST_PROBABILITY = 0.2  # of the placed class, where it has a rival: well above what is left for a class without evidence
 _BATCH_PIXELS = 1 << 22
-_TRIES = 24  # placings tried for each one that is wanted: a quarter of a digit's pixels is often too few
+_TRIES = 20  # placings tried for each one that is wanted: a quarter of a digit's pixels is often too few
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Placed:
 
 
 def count_for(height: int, width: int) -> int:
-    """How many images a test takes: 64, fewer where they are large, at least 16."""
-    return max(16, min(64, (1 << 19) // (height * width)))
+    """How many images a test takes: 48, fewer where they are large, at least 16."""
+    return max(16, min(48, (1 << 19) // (height * width)))
 
 
 def placed(model: Classifier, images: Images, labels: Classes, count: int, seed: int) -> dict[Test, Placed]:

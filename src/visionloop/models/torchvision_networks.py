@@ -68,7 +68,9 @@ class TorchvisionNetwork(Network):
         mixers = [block.self_attention for block in body.encoder.layers]
         return Attention(
             tuple(
-                AttentionLayer(mixer, mixer, mixer.num_heads, mixer.in_proj_weight, mixer.in_proj_bias, mixer.out_proj.weight)
+                AttentionLayer(
+                    mixer, mixer, mixer.num_heads, mixer.in_proj_weight, mixer.in_proj_bias, mixer.out_proj.weight
+                )
                 for mixer in mixers
             ),
             "class_token",

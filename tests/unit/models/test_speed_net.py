@@ -13,7 +13,7 @@ from visionloop.card import ModelCard
 from visionloop.compression.export import onnx_bytes, torch_answers
 from visionloop.compression.quantize import Recipe, quantize
 from visionloop.errors import ConfigError
-from visionloop.evaluation.gradcam import gradcam
+from visionloop.explanation.methods import heat_maps
 from visionloop.models import Classifier, build, check_buildable
 from visionloop.models.network import Option
 from visionloop.models.speed_net import Group, SpeedNet
@@ -160,13 +160,14 @@ def test_mirrored_answer_is_in_the_onnx_file_and_survives_int8() -> None:
     assert float(np.abs(of_int8 - logits).max()) < 0.35 * float(logits.std())
 
 
-def test_gradcam_of_a_mirrored_image_is_the_mirrored_map() -> None:
+def test_the_map_of_a_mirrored_image_is_the_mirrored_map() -> None:
     model = make((32, 32), flip_average=True)
     images = pictures(3, 32)
-    maps = gradcam(model, images.numpy(), np.array([0, 1, 2]))
+    maps = heat_maps(model, images.numpy(), np.array([0, 1, 2]), "integrated_gradcam")
     assert maps.shape == (3, 32, 32)
     assert maps.max() == 1
-    np.testing.assert_allclose(gradcam(model, images.flip(2).numpy(), np.array([0, 1, 2])), maps[:, :, ::-1], atol=1e-3)
+    mirrored = heat_maps(model, images.flip(2).numpy(), np.array([0, 1, 2]), "integrated_gradcam")
+    np.testing.assert_allclose(mirrored, maps[:, :, ::-1], atol=1e-3)
 
 
 @pytest.mark.parametrize(
