@@ -12,13 +12,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from visionloop.card import EMBEDDING_NAME, INPUT_NAME, LOGITS_NAME, ModelCard
+from visionloop.card import EMBEDDING_NAME, INPUT_NAME, LOGITS_NAME, Calibration, ModelCard, UnknownRule
 from visionloop.config import DeployParams
 from visionloop.features import EmbeddingPCA
 from visionloop.files import write_bytes
-from visionloop.paths import EMBEDDING_PCA, MODEL_ONNX
+from visionloop.paths import CLASS_MEANS, EMBEDDING_PCA, MODEL_ONNX
 from visionloop.preprocess import PreprocessSpec
 from visionloop.records import LoggedPrediction
+from visionloop.unknown import ClassMeans
 
 LABELS = ("blau", "grün", "rot")
 SPEC = PreprocessSpec(height=8, width=8)
@@ -34,8 +35,29 @@ DEPLOY = DeployParams(
 )
 
 
-def ship(folder: Path, *, seed: int = 0, labels: tuple[str, ...] = LABELS, spec: PreprocessSpec = SPEC) -> ModelCard:
-    """Write model.onnx, embedding_pca.npz and card.json of a model that `seed` draws; the same seed gives the same bytes."""
+def calibrated(*, review_below: float = 0.5, threshold: float = 1.0) -> Calibration:
+    """A calibration by the distance to class means."""
+    return Calibration(
+        temperature=1.0,
+        precision_thresholds=dict.fromkeys(LABELS, 0.9),
+        unknown=UnknownRule(score="distance", threshold=threshold, kept=0.95),
+        review_below=review_below,
+        review_share=0.05,
+    )
+
+
+def ship(
+    folder: Path,
+    *,
+    seed: int = 0,
+    labels: tuple[str, ...] = LABELS,
+    spec: PreprocessSpec = SPEC,
+    calibration: Calibration | None = None,
+) -> ModelCard:
+    """Write model.onnx, embedding_pca.npz and card.json of a model that `seed` draws; the same seed gives the same bytes.
+
+    With a `calibration` the mean of its one class lies at the embedding of a black image.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     nodes = [
@@ -63,6 +85,8 @@ def ship(folder: Path, *, seed: int = 0, labels: tuple[str, ...] = LABELS, spec:
     write_bytes(folder / MODEL_ONNX, model.SerializeToString())
     pca = EmbeddingPCA.fit(rng.normal(size=(64, 12)).astype(np.float32), 8)
     write_bytes(folder / EMBEDDING_PCA, pca.to_bytes())
+    if calibration is not None:
+        write_bytes(folder / CLASS_MEANS, ClassMeans(np.eye(12), np.zeros((1, 12))).to_bytes())
     card = ModelCard(
         family="cnn",
         architecture="tiny",
@@ -73,7 +97,8 @@ def ship(folder: Path, *, seed: int = 0, labels: tuple[str, ...] = LABELS, spec:
         embedding_size=12,
         precision="fp32",
         parameters=36 + 12 * len(labels),
-    ).with_files(folder, (MODEL_ONNX, EMBEDDING_PCA))
+        calibration=calibration,
+    ).with_files(folder, (MODEL_ONNX, EMBEDDING_PCA, *([CLASS_MEANS] if calibration else [])))
     card.write(folder)
     return card
 

@@ -27,12 +27,13 @@ from tritonclient.utils import InferenceServerException
 from pipeline.stages import deploy
 from serving.client import Client
 from serving.images import read_image
-from serving.repository import publish
+from serving.repository import config_text, publish, read_config
 from serving.server import TritonServer
 from serving.store import Store
 from serving.trial import prove
-from tests.helpers_serving import DEPLOY, LABELS, SPEC, ship
+from tests.helpers_serving import DEPLOY, LABELS, SPEC, calibrated, ship
 from visionloop import paths, runtime
+from visionloop.card import Calibration
 from visionloop.config import load_params
 from visionloop.data.shards import append, read_images
 from visionloop.data.sources import open_source, open_sources
@@ -73,8 +74,8 @@ class Served:
         return [guard, *guard.children(recursive=True)]
 
 
-def _make(folder: Path, **options: Any) -> Served:
-    ship(folder / "shipped")
+def _make(folder: Path, calibration: Calibration | None = None, **options: Any) -> Served:
+    ship(folder / "shipped", calibration=calibration)
     publish(folder / "shipped", folder / "model_repository", DEPLOY)
     url = f"sqlite:///{folder}/store.db"
     settings: dict[str, Any] = {"store_url": url, "spool": folder / "spool", "images": folder / "images", **options}
@@ -88,6 +89,14 @@ def _make(folder: Path, **options: Any) -> Served:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """One server for the tests that leave it as it is. It refuses images over 0.2 MB or 0.01 megapixels."""
     made = _make(tmp_path_factory.mktemp("triton"), max_image_megabytes=0.2, max_image_megapixels=0.01)
+    with made.server:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def doubting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One server with a calibrated model."""
+    made = _make(tmp_path_factory.mktemp("doubting"), calibrated(review_below=0.34, threshold=0.01))
     with made.server:
         yield made
 
@@ -166,6 +175,39 @@ def test_served_answers_equal_the_offline_model(served: Served, protocol: Protoc
     assert [answer.probability for answer in answers] == [max(answer.probabilities) for answer in answers]
     assert {answer.model_version for answer in answers} == {"1"}
     assert len({answer.prediction_id for answer in answers}) == 20
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_a_calibrated_model_says_what_is_unknown_and_what_is_for_a_person(doubting: Served, protocol: Protocol) -> None:
+    """The only class mean is the embedding of a black image, so black is known and noise is not."""
+    images = [encode_png(np.zeros((20, 30, 3), np.uint8)), *_images(1)]
+    with doubting.client(protocol) as client:
+        black, noise = client.predict_images(images)
+    assert (black.unknown, noise.unknown) == (False, True)
+    # Black has equal logits for all three classes, and the calibration sends what is below 0.34 to a person.
+    assert black.probability == pytest.approx(1 / 3)
+    assert black.review
+    assert noise.review == (noise.probability < 0.34)
+    _until_stored(doubting.store_url, noise.prediction_id)
+    with Store(doubting.store_url) as store:
+        rows = store.find_predictions([black.prediction_id, noise.prediction_id])
+    kept, strange = rows[black.prediction_id], rows[noise.prediction_id]
+    assert (kept.unknown, kept.review) == (False, True)
+    assert kept.unknown_score == pytest.approx(0, abs=1e-9)
+    assert strange.unknown is True
+    assert strange.unknown_score is not None and strange.unknown_score > 0.01
+
+
+def test_a_repository_of_before_calibration_is_served_and_nothing_is_doubted(tmp_path: Path) -> None:
+    made = _make(tmp_path)
+    path = tmp_path / "model_repository/classify/config.pbtxt"
+    config = read_config(path.read_text())
+    del config.output[-2:]
+    path.write_text(config_text(config))
+    with made.server, made.client() as client:
+        [answer] = client.predict_images(_images(1))
+    assert answer.label in LABELS
+    assert (answer.unknown, answer.review) == (False, False)
 
 
 def test_an_answer_is_logged_with_what_it_was_made_of(served: Served) -> None:

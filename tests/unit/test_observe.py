@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.onnx_models import linear_card, linear_model
+from visionloop.card import Calibration, UnknownRule
 from visionloop.errors import DataError, ImageError
 from visionloop.features import EmbeddingPCA
 from visionloop.files import sha256_bytes
@@ -22,6 +23,7 @@ from visionloop.records import ImageRow, LoggedPrediction
 from visionloop.reference import prediction_id, score
 from visionloop.runtime import OnnxModel
 from visionloop.tables import read_rows, write_rows
+from visionloop.unknown import ClassMeans
 
 WHEN = datetime(2026, 5, 4, 12, 30, tzinfo=UTC)
 CARD = linear_card(files={MODEL_ONNX: "f" * 64})
@@ -56,6 +58,23 @@ def test_an_answered_image_is_a_row_with_these_numbers() -> None:
     assert (row.prediction_id, row.request_id, row.time, row.batch_size) == ("p-1", "r-1", WHEN, 4)
     assert (row.decode_ms, row.infer_ms, row.total_ms) == (1.5, 2.5, 5.0)
     assert (row.status, row.reason, row.target) == ("ok", "", None)
+
+
+def test_a_calibrated_model_says_how_strange_an_image_is() -> None:
+    rule = UnknownRule(score="distance", threshold=10.0, kept=0.95)
+    calibration = Calibration(temperature=2.0, precision_thresholds={}, unknown=rule, review_below=0.61, review_share=0.05)
+    card = CARD.model_copy(update={"calibration": calibration})
+    means = ClassMeans(np.eye(3), np.array([[0.0, 0, 0], [5, 6, 4]]))
+    observer = Observer(card, PCA, model_version="7", class_means=means)
+    logits, embedding = np.array([0, np.log(3), 0], np.float32), np.array([5, 6, 7], np.float32)
+    # The logits are those of the exported graph, so the temperature is in them already: the probability is 3/5.
+    score, *flags = observer.doubt(logits, embedding)
+    assert (score, flags) == (9.0, [False, True])
+    row = observer.answered(DATA, decode(DATA), PIXELS, logits, embedding + 1)
+    assert (row.unknown_score, row.unknown, row.review) == (18.0, True, True)
+    assert row.probabilities == pytest.approx((0.2, 0.6, 0.2))
+    plain = answered()
+    assert (plain.unknown_score, plain.unknown, plain.review) == (None, None, None)
 
 
 def test_a_rejected_image_is_a_row_with_the_reason_and_no_numbers() -> None:

@@ -204,7 +204,7 @@ def fit_means(embedding: npt.NDArray[np.floating], labels: Numbers) -> ClassMean
     means = np.stack([wide[place == index].mean(axis=0) for index in range(len(numbers))])
     covariance, _ = ledoit_wolf(wide - means[place], assume_centered=True)
     values, axes = np.linalg.eigh(covariance)
-    floor = max(float(values.mean()) * 1e-6, np.finfo(np.float64).tiny)
+    floor = max(float(values.mean()) * 1e-6, 1e-12)  # the second for embeddings that are all equal
     whitening = axes / np.sqrt(np.maximum(values, floor))
     # As the file will hold them, so that what is measured now is what is served.
     return ClassMeans.from_bytes(ClassMeans(whitening, means @ whitening).to_bytes())

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from tests.onnx_models import TEST, digits
 from tests.torch_models import OPSET, Family, fresh, fresh_onnx
-from visionloop.compression.export import export_onnx, onnx_bytes, torch_answers
+from visionloop.card import Calibration
+from visionloop.compression.export import Calibrated, export_onnx, onnx_bytes, torch_answers
 from visionloop.compression.parity import Golden, prove_parity
 from visionloop.errors import ArtifactError, ParityError
+from visionloop.features import softmax
 from visionloop.runtime import OnnxModel, check_agreement
 
 FAMILIES: tuple[Family, ...] = ("cnn", "vit")
@@ -44,6 +46,25 @@ def test_torch_and_onnx_agree_at_every_batch_size(family: Family) -> None:
     # Both sum float32 in another order; logits are of the order of 1, so 1e-5 is some tens of roundings.
     assert parity.max_logit_difference < 1e-5
     assert parity.max_embedding_difference < 1e-4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_temperature_is_in_the_graph_and_the_embedding_is_untouched(family: Family) -> None:
+    model, card = fresh(family)
+    calibration = Calibration(temperature=2.5, precision_thresholds={}, unknown=None, review_below=0.0, review_share=0.0)
+    calibrated = Calibrated(model, calibration.temperature)
+    data = onnx_bytes(calibrated, card=card.model_copy(update={"calibration": calibration}), opset=OPSET)
+    onnx_model = OnnxModel(data)
+    golden = Golden(IMAGES, tuple("abcdefghi"), *torch_answers(calibrated, IMAGES))
+    assert prove_parity(onnx_model, golden, tolerance=1e-5).top1_agreement == 1
+    raw, embedding = torch_answers(model, IMAGES)
+    logits, same = onnx_model.run(IMAGES)
+    assert logits * 2.5 == pytest.approx(raw, abs=1e-5)
+    assert same == pytest.approx(embedding, abs=1e-4)
+    assert softmax(logits) == pytest.approx(calibration.apply(raw), abs=1e-6)
+    assert onnx_model.metadata["temperature"] == "2.5"
+    with pytest.raises(ParityError, match="so this is not the model"):
+        prove_parity(onnx_model, Golden(IMAGES, tuple("abcdefghi"), raw, embedding), tolerance=1e-3)
 
 
 def test_another_preprocessing_is_no_parity() -> None:
@@ -77,6 +98,7 @@ def test_the_file_says_of_itself_what_a_reader_needs() -> None:
         "data": "d" * 64,
         "visionloop": "0.0.0",
         "opset": "20",
+        "temperature": "1.0",
     }
     check_agreement(model, card, Path("models/exported"))
 

@@ -19,9 +19,10 @@ from serving.repository import (
     read_release,
     versions,
 )
-from tests.helpers_serving import DEPLOY, LABELS, SPEC, ship
+from tests.helpers_serving import DEPLOY, LABELS, SPEC, calibrated, ship
 from visionloop.card import load_card
 from visionloop.errors import ArtifactError, ServingError
+from visionloop.paths import CLASS_MEANS
 from visionloop.preprocess import PreprocessSpec
 
 
@@ -94,6 +95,8 @@ def test_the_public_model_takes_bytes_and_an_optional_id() -> None:
         ("probabilities", pb.TYPE_FP32, [-1]),
         ("prediction_id", pb.TYPE_STRING, [1]),
         ("model_version", pb.TYPE_STRING, [1]),
+        ("unknown", pb.TYPE_BOOL, [1]),
+        ("review", pb.TYPE_BOOL, [1]),
     ]
     assert config.model_transaction_policy.decoupled is False
 
@@ -108,6 +111,18 @@ def test_the_same_model_is_not_published_twice(tmp_path: Path, shipped: Path) ->
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "repo").rglob("*")}
     assert publish(shipped, tmp_path / "repo", DEPLOY) == (1, False)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "repo").rglob("*")} == before
+
+
+def test_another_calibration_of_the_same_model_is_a_new_version_with_its_class_means(tmp_path: Path) -> None:
+    ship(tmp_path / "shipped", calibration=calibrated(review_below=0.4))
+    assert publish(tmp_path / "shipped", tmp_path / "repo", DEPLOY) == (1, True)
+    assert publish(tmp_path / "shipped", tmp_path / "repo", DEPLOY) == (1, False)
+    ship(tmp_path / "shipped", calibration=calibrated(review_below=0.5))
+    assert publish(tmp_path / "shipped", tmp_path / "repo", DEPLOY) == (2, True)
+    folder = champion_folder(tmp_path / "repo")
+    card = load_card(folder)
+    assert card.calibration == calibrated(review_below=0.5)
+    assert card.read_file(folder, CLASS_MEANS) == (tmp_path / "shipped" / CLASS_MEANS).read_bytes()
 
 
 def test_another_setting_of_the_same_model_changes_the_configuration_only(tmp_path: Path, shipped: Path) -> None:

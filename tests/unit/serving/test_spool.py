@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import resource
 import signal
@@ -34,6 +35,14 @@ def test_a_line_says_the_whole_row() -> None:
         line = to_line(row)
         assert line.count(b"\n") == 1
         assert from_line(line) == row
+
+
+def test_a_line_of_before_calibration_is_still_read() -> None:
+    """As a journal holds it whose server was updated while rows waited."""
+    values = json.loads(to_line(answered_row("a")))
+    for name in ("unknown_score", "unknown", "review"):
+        del values[name]
+    assert from_line(json.dumps(values).encode()) == answered_row("a")
 
 
 def test_closing_moves_all_rows_into_the_store_and_leaves_no_file(tmp_path: Path, url: str) -> None:

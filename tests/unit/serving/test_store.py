@@ -201,8 +201,33 @@ def test_a_store_of_a_newer_visionloop_is_refused(store: Store, tmp_path: Path) 
     connection.execute("UPDATE meta SET value = '99'")
     connection.commit()
     connection.close()
-    with pytest.raises(ServingError, match=r"has schema 99, this visionloop knows up to 1; update visionloop"):
+    with pytest.raises(ServingError, match=r"has schema 99, this visionloop knows up to 2; update visionloop"):
         store.create()
+
+
+def test_a_store_of_schema_1_is_brought_up_to_date_and_keeps_its_rows(store: Store, tmp_path: Path) -> None:
+    """What was added since is taken away again, as an old visionloop left it."""
+    store.write_predictions([answered_row("p-1")])
+    store.write_feedback([Feedback("p-1", "rot", "eva", datetime(2026, 1, 2, tzinfo=UTC))])
+    new = ("unknown_score", "unknown", "review")
+    connection = sqlite3.connect(tmp_path / "var/store.db")
+    for name in new:
+        connection.execute(f"ALTER TABLE predictions DROP COLUMN {name}")
+    connection.execute("UPDATE meta SET value = '1'")
+    connection.commit()
+    connection.close()
+    with pytest.raises(ServingError, match=r"no such column.*an older visionloop's: serve or predict once"):
+        store.recent_predictions()
+    store.create()
+    store.create()  # and again, as every start does
+    later = replace(answered_row("p-2"), unknown_score=3.5, unknown=True, review=False)
+    assert store.write_predictions([later]) == 1
+    old, back = store.recent_predictions()
+    assert (old.target, [getattr(old, name) for name in new]) == ("rot", [None, None, None])
+    assert back == later
+    connection = sqlite3.connect(tmp_path / "var/store.db")
+    assert connection.execute("SELECT value FROM meta").fetchall() == [("2",)]
+    connection.close()
 
 
 def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path) -> None:
