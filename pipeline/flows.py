@@ -13,17 +13,20 @@ from datetime import UTC, datetime
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
+from prefect.states import Completed
 
 from pipeline import endpoints, feedback, repro, summary
 from pipeline.watching import Watched, watch
 from visionloop.config import CollectParams, MonitorParams, ServeParams, load_section
-from visionloop.errors import PipelineError
+from visionloop.errors import ArtifactError, BlockedError, PipelineError
 from visionloop.paths import DVC_YAML, MODEL_REPOSITORY
 from visionloop.records import Decision
 
 RETRAIN_DEPLOYMENT = "retrain/on-drift"
 METRICS_KEY, STAGES_KEY, DECISION_KEY = "model-metrics", "stages", "drift-decision"
+BLOCKED = "Blocked"  # name of the state of a run that a gate or a budget ended: done, and nothing is published
 
 
 def _named_by_time(kind: str) -> str:
@@ -44,9 +47,18 @@ def _retrain_name() -> str:
 
 
 @flow(name="train", flow_run_name=_train_name, log_prints=True)
-def train(stages: list[str] | None = None) -> list[str]:
-    """Bring the pipeline up to date, all stages or those named; return the stages that ran."""
-    ran = [stage for stage in stages or repro.stage_names() if run_stage(stage)]
+def train(stages: list[str] | None = None) -> list[str] | State[list[str]]:
+    """Bring the pipeline up to date, all stages or those named; return the stages that ran.
+
+    A gate or a budget that says no ends the run in a state named Blocked, whose message is the reason.
+    """
+    ran: list[str] = []
+    for stage in stages or repro.stage_names():
+        did, blocked = run_stage(stage)
+        if blocked:
+            report(ran, blocked=stage)
+            return Completed(name=BLOCKED, message=f"blocked: {blocked}", data=ran)
+        ran += [stage] if did else []
     report(ran)
     return ran
 
@@ -62,30 +74,40 @@ def monitor() -> str:
 
 
 @flow(name="retrain", flow_run_name=_retrain_name, log_prints=True)
-def retrain(reason: str = "schedule", window_id: str = "") -> str:
+def retrain(reason: str = "schedule", window_id: str = "") -> str | State[str]:
     """Bring in what people labelled, train on the present data, and publish what the gates of the stages let through.
 
-    `reason` stands in the run's name.
+    `reason` stands in the run's name. A model that a gate holds back is a normal end: the state is named Blocked.
     """
     print(f"retraining because of {reason}{f', window {window_id}' if window_id else ''}")
     if load_section(CollectParams).feedback:
         pull_labels()
-    ran = train()
+    trained = train(return_state=True)
+    ran = trained.result()
+    if trained.name == BLOCKED:
+        print(trained.message)
+        return Completed(name=BLOCKED, message=trained.message, data=trained.message or "")
     if "deploy" not in ran:
         print("No stage before `deploy` changed anything: the data are those of the last training, so the model stays.")
         return "unchanged"
     return f"version {confirm_served()} is served"
 
 
-def run_stage(stage: str) -> bool:
-    """Run one stage of `dvc.yaml` as a task run of its own name; return whether there was anything to do."""
+def run_stage(stage: str) -> tuple[bool, str]:
+    """Run one stage of `dvc.yaml` as a task run of its own name; return whether there was anything to do, and why it is
+    blocked ("": it is not)."""
     named = _stage.with_options(name=stage, task_run_name=stage)
-    return bool(named(stage))
+    state = named(stage, return_state=True)
+    did = state.result()
+    return bool(did), (state.message or "") if state.name == BLOCKED else ""
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def _stage(stage: str) -> bool:
-    return bool(repro.reproduce([stage], single=True, on_line=print).ran)
+def _stage(stage: str) -> bool | State[bool]:
+    try:
+        return bool(repro.reproduce([stage], single=True, on_line=print).ran)
+    except BlockedError as error:  # an answer, not a fault: no traceback, and no retry would change it
+        return Completed(name=BLOCKED, message=str(error), data=False)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=5)
@@ -147,11 +169,19 @@ def confirm_served() -> int:
     return champion
 
 
-def report(ran: list[str]) -> None:
-    """Put the stages and the measured figures into the run's artifacts."""
-    rows = [{"stage": name, "did": "ran" if name in ran else "up to date"} for name in repro.stage_names()]
+def report(ran: list[str], blocked: str = "") -> None:
+    """Put the stages and the measured figures into the run's artifacts; `blocked` is the stage that said no."""
+    names = repro.stage_names()
+    after = names[names.index(blocked) + 1 :] if blocked in names else []
+    did = {**dict.fromkeys(ran, "ran"), **dict.fromkeys(after, "not run"), blocked: "blocked"}
+    rows = [{"stage": name, "did": did.get(name, "up to date")} for name in names]
     create_table_artifact(key=STAGES_KEY, table=rows, description=f"Stages of {DVC_YAML}, in order")
-    text = "\n".join(table.markdown() for table in summary.tables())
+    try:
+        text = "\n".join(table.markdown() for table in summary.tables())
+    except ArtifactError as error:
+        if not blocked:
+            raise
+        text = str(error)  # the first run of all, blocked before its last report
     create_markdown_artifact(key=METRICS_KEY, markdown=text, description="What the stages measured")
 
 

@@ -25,8 +25,9 @@ import yaml
 
 from pipeline import process, watched
 from visionloop.config import TrainParams, load_section
-from visionloop.errors import BlockedError, PipelineError
-from visionloop.paths import DVC_YAML, PARAMS, RUN
+from visionloop.errors import ArtifactError, BlockedError, PipelineError
+from visionloop.paths import DVC_YAML, GATE_REPORT, MODEL_REPOSITORY, PARAMS, RELEASE, RUN
+from visionloop.promotion import is_outdated, read_report
 
 LOCK = RUN / "repro.lock"
 MARK = "VISIONLOOP_REPRO"  # environment variable of DVC and of every stage, so that orphans are found
@@ -102,6 +103,8 @@ def reproduce(
     with locked(root):
         if orphans := process.reap(MARK, str(root)):
             on_line(f"{orphans} processes of an earlier, killed run were still alive; they are stopped now.")
+        if said := _forget_outdated_verdict(root):
+            on_line(said)
         return _run(["repro", *(["--single-item"] if single else []), *(targets or [])], total, on_line, root)
 
 
@@ -109,6 +112,25 @@ def _refuse_obstacles(root: Path) -> None:
     """Say what DVC would fail on without naming the cure, or wait for without end."""
     if (root / PARAMS).is_file() and (found := watched.obstacles(root)):
         raise PipelineError(" ".join(found))
+
+
+def _forget_outdated_verdict(root: Path) -> str:
+    """Have the gate compare anew where another model is served than the one that it compared with; say so.
+
+    DVC cannot know: what is served is written by the stage after the gate. A missing report makes it run again.
+    """
+    from serving.repository import read_release
+
+    try:
+        report = read_report(root / GATE_REPORT)
+        if report is None or not (root / MODEL_REPOSITORY / RELEASE).exists():
+            return ""
+        if not is_outdated(report, read_release(root / MODEL_REPOSITORY).model_sha256):
+            return ""
+    except ArtifactError:
+        return ""  # the stage says it
+    (root / GATE_REPORT).unlink(missing_ok=True)
+    return "Another model is served than the one that the gate compared with, so it compares anew."
 
 
 def _literal_names(dvc_yaml: Path) -> list[str]:
@@ -192,6 +214,8 @@ class _Reader:
             return _dvc_sentence(self.dvc or self.output, code)
         starts = [index for index, line in enumerate(self.output) if _REFUSAL.match(line)]
         words = " ".join(self.output[starts[-1] :]) if starts else f"its command exited with {self.code} and no sentence."
+        if self.code == BlockedError.exit_code:  # an answer and no fault, so it needs no class of error
+            return f"Stage {self.failed} says no: {words.removeprefix('BlockedError: ')}"
         return f"Stage {self.failed} stopped: {words}"
 
     def _is_chatter(self, line: str) -> bool:

@@ -61,6 +61,7 @@ VARIANTS = Path("reports/variants.csv")  # speed, size and memory of torch, FP32
 # gate
 PROMOTIONS = Path("data/promotions.csv")  # which models people published over the gate's head, with who and why
 GATE_REPORT = Path("reports/gate.json")
+COMPARE_PAGE = Path("reports/compare.html")  # written by `visionloop compare`; not in git
 # deploy
 MODEL_REPOSITORY = Path("model_repository")
 DEPLOY_REPORT = Path("reports/deploy.json")

@@ -234,7 +234,7 @@ def verdict(comparison: Comparison, margin: float | None = None) -> str:
     if comparison.high < 0:
         return f"worse by {points(-comparison.difference)} ({numbers})"
     if margin is not None and comparison.low >= -margin:
-        return f"no worse than by {points(margin)}: {_direction(comparison.difference)} ({numbers})"
+        return f"not worse by more than {points(margin)}: {_direction(comparison.difference)} ({numbers})"
     asked = margin or abs(comparison.difference) or 0.01
     needed = images_needed(comparison, asked)
     enough = (

@@ -129,7 +129,7 @@ def test_a_refusal_is_the_stages_own_sentence(root: Path) -> None:
 
 def test_a_gate_that_says_no_keeps_exit_code_2(root: Path) -> None:
     (root / "first.py").write_text("import sys\nprint('BlockedError: too slow.', file=sys.stderr)\nsys.exit(2)")
-    with pytest.raises(BlockedError, match="Stage first stopped: BlockedError: too slow") as caught:
+    with pytest.raises(BlockedError, match=r"^Stage first says no: too slow\.$") as caught:
         repro.reproduce(on_line=lambda _line: None, root=root)
     assert caught.value.exit_code == 2
 
