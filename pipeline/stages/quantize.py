@@ -13,6 +13,7 @@ from visionloop.compression.parity import Golden, accuracy
 from visionloop.compression.quantize import BATCH_SIZES, Choice, HeldOut, Recipe, calibration_indices, choose, flat
 from visionloop.config import QuantizeParams, load_section
 from visionloop.data.packing import load_sample, load_split
+from visionloop.evaluation.budgets import refuse_over_budget
 from visionloop.evaluation.calibration import calibration_error
 from visionloop.features import EmbeddingPCA, softmax
 from visionloop.files import write_bytes, write_json, write_text
@@ -26,6 +27,7 @@ from visionloop.paths import (
     MODEL_TORCH,
     PACKED,
     QUANTIZE_REPORT,
+    ROBUSTNESS_REPORT,
     SHIPPED,
     VARIANTS,
     family_folder,
@@ -40,6 +42,7 @@ _LASTING = ("megabytes", "accuracy", "calibration_error", "agreement")
 
 def main() -> None:
     """Read models/exported, models/<family>, the packed images; write models/shipped, its report and the table of forms."""
+    refuse_over_budget(ROBUSTNESS_REPORT)
     params = load_section(QuantizeParams)
     card = load_card(EXPORTED)
     fp32 = card.read_file(EXPORTED, MODEL_ONNX)

@@ -24,6 +24,7 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Project:
             shutil.rmtree(root, ignore_errors=True)
             project = copy_project(root)
             project.set_param(r"^  epochs: .*$", "  epochs: 2")
+            project.set_param(r"^  budgets:.*\n(?:    .*\n)*", "  budgets: {}\n")  # two epochs reach none
             project.run("git", "commit", "-qam", "two epochs")
             output = project.run("dvc", "repro", timeout=800)
             (shared / "road.log").write_text(output.stdout + output.stderr)
