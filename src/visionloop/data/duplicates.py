@@ -12,15 +12,13 @@ Does not cover: rotations, larger crops, overlaid text, and two photos of one th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from visionloop.config import CleanParams
-from visionloop.data.embedding import one_thread_blas
+from visionloop.data.embedding import one_thread_blas, parallel
 from visionloop.data.thumbs import THUMB_SIDE, Thumbs
 from visionloop.preprocess import PixelArray
 from visionloop.progress import track
@@ -29,22 +27,21 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-_BATCH = 4096
+_BATCH = 256  # images at a time: they fit into the cache
 
 # Candidates. Copies have a cosine of 0.96 or more (98 % of those where 5 % a side are cut off), and so have 0.12 others an
 # image among 60,000 of CIFAR-10, and 0.65 among 3,781 photos of clothing. One inner part serves crops of 2 to 5 %.
 _TERMS = 8  # cosine terms (u, v) with u + v <= 8, without the mean: 44 numbers
 _INNER = 0.04
 _COSINE = 0.96
-_TREES = 6
+_TREES = 10  # find all of the 1,119 pairs that comparing each with each finds among 60,000 images of CIFAR-10; 6 miss 13
 _LEAF = 256
 _PARTNERS = 6  # the nearest in a leaf: work in a crowd of equal pictures grows with this number
-_LEAVES = 32  # compared at a time
+_LEAVES = 4  # compared at a time: their products fit into the cache
 _DIRECTIONS = 12  # principal axes that the trees cut along
 
 # Verification.
-_PAIRS = 256  # at a time: they fit into the cache
-_THREADS = 2
+_PAIRS = 128  # at a time: they fit into the cache
 _SIDE = THUMB_SIDE // 2
 _NOISE = 0.5  # gray levels squared: what is finer than rounding is no structure
 _HOPELESS = 0.7  # a pair this far apart in gray at half size is not looked at in colour and at full size
@@ -135,26 +132,17 @@ def _near_pairs(
 def candidates(thumbs: Thumbs, usable: IntArray) -> tuple[IntArray, IntArray, npt.NDArray[np.bool_]]:
     """Pairs worth a closer look: positions in `usable`, first < second, and whether the second is to be mirrored.
 
-    Exact among up to 128 images. Beyond that each of six trees halves the images along random directions until 256 plain and
+    Exact among up to 128 images. Beyond that each of ten trees halves the images along random directions until 256 plain and
     inner pictures are left together; both are split by terms that mirroring does not change.
     """
     count = len(usable)
     if count < 2:
         return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.bool_)
-    points = np.zeros((2 * count + 1, len(_TURN)), dtype=np.float32)  # the last one is like nothing and fills the leaves
-    for start in range(0, count, _BATCH):
-        gray = thumbs.read(usable[start : start + _BATCH]).astype(np.float32) @ _LUMA
-        for part, rows in enumerate(_ROWS):
-            terms = (rows @ gray @ rows.T)[:, _LOW]
-            terms /= np.maximum(np.linalg.norm(terms, axis=1, keepdims=True), 1e-3)
-            points[part * count + start : part * count + start + len(gray)] = terms
-    codes, likeness = [], []
-    for leaves in track(
-        _leaves(points), "compare", _TREES * count if _depth(2 * count) else count, lambda one: one.size // 2
-    ):
-        code, cosine = _within(points, leaves, count)
-        codes.append(code)
-        likeness.append(cosine)
+    even, odd = _points(thumbs, usable)
+    key = _key(even, odd)
+    trees = range(_TREES if _depth(2 * count) else 1)
+    found = parallel(lambda tree: _within(even, odd, _leaves(key, tree), count), trees)
+    codes, likeness = zip(*track(found, "compare", len(trees) * count, lambda _: count), strict=True)
     code, cosine = np.concatenate(codes), np.concatenate(likeness)
     order = np.lexsort((-cosine, code))
     order = order[np.diff(code[order], prepend=-1) > 0]
@@ -164,59 +152,114 @@ def candidates(thumbs: Thumbs, usable: IntArray) -> tuple[IntArray, IntArray, np
     return first[keep], second[keep], flipped[keep]
 
 
-def _leaves(points: FloatArray) -> Iterator[IntArray]:
-    """Leaves of all trees, some at a time: int64 [leaves, images] of positions in `points`."""
-    count = len(points) - 1
-    key = np.where(_TURN < 0, np.abs(points), points)
-    sample = key[:: max(1, count // 20_000)]
+def _points(thumbs: Thumbs, usable: IntArray) -> tuple[FloatArray, FloatArray]:
+    """The terms of `usable` and then those of their inner parts, each picture's of length 1.
+
+    float32 [2 n + 1, 24] of those that mirroring keeps, and [2 n + 1, 20] of those whose sign it turns. The last rows are 0:
+    they are like nothing, and fill the leaves.
+    """
+    count = len(usable)
+    even, odd = (np.zeros((2 * count + 1, len(places)), dtype=np.float32) for places in (_EVEN, _ODD))
+
+    def compute(start: int) -> int:
+        gray = thumbs.read(usable[start : start + _BATCH]).astype(np.float32) @ _LUMA
+        for part, rows in enumerate(_ROWS):
+            terms = (rows @ gray @ rows.T).reshape(len(gray), -1)
+            low = terms[:, _LOW]
+            low /= np.maximum(np.linalg.norm(low, axis=1, keepdims=True), 1e-3)
+            here = slice(part * count + start, part * count + start + len(gray))
+            even[here], odd[here] = low[:, : len(_EVEN)], low[:, len(_EVEN) :]
+        return len(gray)
+
+    done = sum(parallel(compute, range(0, count, _BATCH)))
+    assert done == count, (done, count)
+    return even, odd
+
+
+def _key(even: FloatArray, odd: FloatArray) -> FloatArray:
+    """What the trees cut: the principal components of what mirroring keeps, float32 [points, 12]."""
+    terms = [even[:-1], np.abs(odd[:-1])]
+    sample = np.concatenate([part[:: max(1, len(part) // 20_000)] for part in terms], axis=1)
     _, axes = np.linalg.eigh(np.cov(sample.T.astype(np.float64)))
-    key = np.asarray(key @ axes[:, -_DIRECTIONS:], dtype=np.float32)
+    chosen = axes[:, -_DIRECTIONS:].astype(np.float32)
+    return np.asarray(terms[0] @ chosen[: even.shape[1]] + terms[1] @ chosen[even.shape[1] :])
+
+
+def _leaves(key: FloatArray, tree: int) -> IntArray:
+    """The leaves of one tree: int64 [leaves, images] of places in `key`, and its length where a leaf is not full."""
+    count = len(key)
     depth = _depth(count)
     size = -(-count // 2**depth)
-    rng = np.random.default_rng(0)
-    for _ in range(_TREES if depth else 1):
-        order = np.full(size * 2**depth, count)
-        order[:count] = rng.permutation(count)  # equal pictures fall into other leaves in each tree
-        for level in range(depth):
-            values = (key @ rng.normal(size=_DIRECTIONS).astype(np.float32))[order].reshape(2**level, -1)
-            middle = values.shape[1] // 2
-            place = np.argpartition(values, middle, axis=1)
-            order = np.take_along_axis(order.reshape(values.shape), place, axis=1).ravel()
-        leaves = order.reshape(2**depth, size)
-        for start in range(0, len(leaves), _LEAVES):
-            yield leaves[start : start + _LEAVES]
+    rng = np.random.default_rng(tree)
+    order = np.full(size * 2**depth, count)
+    order[:count] = rng.permutation(count)  # equal pictures fall into other leaves in each tree
+    for level in range(depth):
+        along = np.append(key @ rng.normal(size=_DIRECTIONS).astype(np.float32), np.float32(0))
+        values = along[order].reshape(2**level, -1)
+        place = np.argpartition(values, values.shape[1] // 2, axis=1)
+        order = np.take_along_axis(order.reshape(values.shape), place, axis=1).ravel()
+    return order.reshape(2**depth, size)
 
 
 def _depth(points: int) -> int:
     return max(0, int(np.ceil(np.log2(points / _LEAF))))
 
 
-def _within(points: FloatArray, leaves: IntArray, count: int) -> tuple[IntArray, FloatArray]:
+Found = tuple[IntArray, FloatArray]
+
+
+def _within(even: FloatArray, odd: FloatArray, leaves: IntArray, count: int) -> Found:
     """The close pairs within leaves, coded (first * count + second) * 2 + mirrored, and their cosines."""
-    held = points[leaves]
-    plain = held @ held.transpose(0, 2, 1)
-    turned = (held * _TURN) @ held.transpose(0, 2, 1)
-    best = np.maximum(plain, turned)
+    leaves = np.sort(leaves, axis=1)  # whole pictures before inner parts
+    size = leaves.shape[1]
+    # Memory for all products: fresh pages would cost as much as the arithmetic.
+    room = np.empty((2, _LEAVES * size * size), dtype=np.float32)
+    found: list[tuple[IntArray, IntArray]] = []
+    for start in range(0, len(leaves), _LEAVES):
+        some = leaves[start : start + _LEAVES]
+        rows = int((some < count).sum(axis=1).max())  # two inner parts say nothing new
+        products = []
+        for points, memory in zip((even, odd), room, strict=True):
+            held = points[some]
+            out = memory[: len(some) * rows * size].reshape(len(some), rows, size)
+            products.append(np.matmul(held[:, :rows], held.transpose(0, 2, 1), out=out))
+        # The cosine is kept + turned, that with the mirror image kept - turned.
+        kept, turned = products
+        best = np.add(kept, np.abs(turned, out=turned), out=kept)
+        close = np.flatnonzero(best.reshape(-1) >= _COSINE)
+        if len(close) > _PARTNERS * some.size:
+            found.append(_crowd(even[some], odd[some], some, count))
+        else:
+            leaf, row, column = close // (size * rows), close // size % rows, close % size
+            found.append((some[leaf, row], some[leaf, column]))
+    a, b = (np.concatenate(places) for places in zip(*found, strict=True))
+    return _coded(even, odd, a, b, count)
+
+
+def _crowd(even: FloatArray, odd: FloatArray, leaves: IntArray, count: int) -> tuple[IntArray, IntArray]:
+    """Pairs of leaves full of close ones: of each picture its nearest, and the earliest, which ties the crowd together."""
+    best = even @ even.transpose(0, 2, 1) + np.abs(odd @ odd.transpose(0, 2, 1))
     close = best >= _COSINE
-    image = leaves % count  # the filler is like nothing, so its number does not matter
-    if np.count_nonzero(close) > 2 * _PARTNERS * leaves.size:
-        # A crowd. Each keeps its nearest ones, and the earliest of all, which ties the crowd together.
-        near = np.argpartition(-best, 2 * _PARTNERS, axis=2)[:, :, : 2 * _PARTNERS]
-        kept = np.zeros_like(close)
-        np.put_along_axis(kept, near, True, axis=2)
-        early = np.where(close, image[:, None, :], count).argmin(axis=2)
-        np.put_along_axis(kept, early[:, :, None], True, axis=2)
-        close &= kept
-    leaf, row, column = np.nonzero(close)
-    a, b = leaves[leaf, row], leaves[leaf, column]
-    use = (np.minimum(a, b) < count) & (a % count != b % count)  # two inner parts say nothing new
-    leaf, row, column, a, b = leaf[use], row[use], column[use], a[use] % count, b[use] % count
-    as_is, mirrored = plain[leaf, row, column], turned[leaf, row, column]
-    code = (np.minimum(a, b) * count + np.maximum(a, b)) * 2 + (mirrored > as_is)
+    near = np.argpartition(-best, 2 * _PARTNERS, axis=2)[:, :, : 2 * _PARTNERS]
+    kept = np.zeros_like(close)
+    np.put_along_axis(kept, near, True, axis=2)
+    early = np.where(close, (leaves % count)[:, None, :], count).argmin(axis=2)
+    np.put_along_axis(kept, early[:, :, None], True, axis=2)
+    leaf, row, column = np.nonzero(close & kept)
+    return leaves[leaf, row], leaves[leaf, column]
+
+
+def _coded(even: FloatArray, odd: FloatArray, a: IntArray, b: IntArray, count: int) -> Found:
+    """See `_within`; without pairs of an image with itself and of two inner parts."""
+    use = (np.minimum(a, b) < count) & (a % count != b % count)
+    a, b = a[use], b[use]
+    kept, turned = (np.einsum("pt,pt->p", points[a], points[b]) for points in (even, odd))
+    a, b = a % count, b % count
+    code = (np.minimum(a, b) * count + np.maximum(a, b)) * 2 + (turned < 0)
     # A picture that is nearly its own mirror image is like the other one both ways; the pixels say which it is.
-    other = np.minimum(as_is, mirrored)
+    other = kept - np.abs(turned)
     either = other >= _COSINE
-    return np.concatenate([code, code[either] ^ 1]), np.concatenate([np.maximum(as_is, mirrored), other[either]])
+    return np.concatenate([code, code[either] ^ 1]), np.concatenate([kept + np.abs(turned), other[either]])
 
 
 def _nearest(first: IntArray, second: IntArray, cosine: FloatArray, count: int) -> npt.NDArray[np.bool_]:
@@ -233,7 +276,7 @@ def _nearest(first: IntArray, second: IntArray, cosine: FloatArray, count: int) 
 def _errors(
     thumbs: Thumbs, a: IntArray, b: IntArray, flipped: npt.NDArray[np.bool_], limits: FloatArray, *, show: str = ""
 ) -> FloatArray:
-    """`picture_error` of the pairs at positions a [P] and b [P]; the two cores of a small machine share the work."""
+    """`picture_error` of the pairs at positions a [P] and b [P]; the cores share the work."""
     lowest = float(limits.min(initial=np.inf))
 
     def part(start: int) -> FloatArray:
@@ -241,9 +284,8 @@ def _errors(
         left, right = thumbs.read(a[chosen]), thumbs.read(b[chosen])
         return picture_error(left, np.where(flipped[chosen, None, None, None], right[:, :, ::-1], right), lowest)
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        done = pool.map(part, range(0, len(a), _PAIRS))
-        parts = list(track(done, show, len(a), len) if show else done)
+    done = parallel(part, range(0, len(a), _PAIRS))
+    parts = list(track(done, show, len(a), len) if show else done)
     return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
 
@@ -254,38 +296,52 @@ def picture_error(a: PixelArray, b: PixelArray, limit: float = 0.0) -> FloatArra
     times 1.5, of the whole. 0 is the same picture, 1.4 and more are unrelated ones; brightness and contrast do not count,
     nor does colour where one of the two is gray. A pair above `limit` is compared again with the one laid over the other.
     """
-    left, right = a.astype(np.float32), b.astype(np.float32)
-    gray = (_colour(left) < _GRAY_SPREAD) | (_colour(right) < _GRAY_SPREAD)
+    gray = (_colour(a) < _GRAY_SPREAD) | (_colour(b) < _GRAY_SPREAD)
+    left, right = (_halved(images.astype(np.uint16)) for images in (a, b))
     for images in (left, right):
         images[gray] = (images[gray] @ _LUMA)[..., None]
-    error = _distance(_halved(left), _halved(right), np.ones((len(a), _SIDE, _SIDE, 1), dtype=np.float32))
+    error = _distance(left, right)
     far = np.flatnonzero(error > limit)
     if len(far):
-        error[far] = np.minimum(error[far], _laid_over(left[far], right[far], limit))
+        small = left[far] @ _LUMA, right[far] @ _LUMA
+        error[far] = np.minimum(error[far], _laid_over(a[far], b[far], gray[far], *small, limit=limit))
     return error
 
 
-def _laid_over(left: FloatArray, right: FloatArray, limit: float) -> FloatArray:
-    """The distance after shift and zoom of the one are fitted to the other, over what both show."""
-    small_left, small_right = _halved(left @ _LUMA), _halved(right @ _LUMA)
-    move = _fit(small_left, small_right, np.zeros((len(left), 4), dtype=np.float32), _ITERATIONS)
+def _pixels(images: PixelArray, gray: npt.NDArray[np.bool_]) -> FloatArray:
+    """As float32, with three equal channels where `gray` [P] says so."""
+    pixels = images.astype(np.float32)
+    pixels[gray] = (pixels[gray] @ _LUMA)[..., None]
+    return pixels
+
+
+def _laid_over(
+    a: PixelArray, b: PixelArray, gray: npt.NDArray[np.bool_], small_a: FloatArray, small_b: FloatArray, *, limit: float
+) -> FloatArray:
+    """The distance after shift and zoom of the one are fitted to the other, over what both show.
+
+    `small_a` and `small_b` [P, 16, 16] are gray; `gray` says which pairs are compared without colour.
+    """
+    move = _fit(small_a, small_b, np.zeros((len(a), 4), dtype=np.float32))
     # The one that shows less is laid over the other: enlarging a part would blur it.
     inner = move[:, 1] + move[:, 3] < 0
     if inner.any():
-        small_left[inner], small_right[inner] = small_right[inner], small_left[inner]
-        left[inner], right[inner] = right[inner], left[inner]
-        move[inner] = _fit(small_left[inner], small_right[inner], -move[inner], _ITERATIONS)
-    rough, shown = _warped(small_left[..., None], move)
-    error = _WHOLE_WEIGHT * _apart(rough, small_right[..., None], shown[..., None])
+        small_a[inner], small_b[inner] = small_b[inner], small_a[inner]
+        move[inner] = _fit(small_a[inner], small_b[inner], -move[inner])
+    rough, shown = _warped(small_a[..., None], move)
+    error = _WHOLE_WEIGHT * _apart(rough, small_b[..., None], shown[..., None])
     near = np.flatnonzero(error <= max(limit, _HOPELESS))
     if len(near):
-        moved, shown = _warped(left[near], 2 * move[near])
-        both = shown.reshape(-1, _SIDE, 2, _SIDE, 2).min(axis=(2, 4))[..., None]
-        error[near] = _distance(_halved(moved), _halved(right[near]), both)
+        swapped = inner[near, None, None, None]
+        left = _pixels(np.where(swapped, b[near], a[near]), gray[near])
+        right = _pixels(np.where(swapped, a[near], b[near]), gray[near])
+        moved, shown = _warped(left, 2 * move[near])
+        whole = _halved(shown[..., None]) == 1
+        error[near] = _distance(_halved(moved), _halved(right), whole.astype(np.float32))
     return error
 
 
-def _fit(left: FloatArray, right: FloatArray, move: FloatArray, iterations: int) -> FloatArray:
+def _fit(left: FloatArray, right: FloatArray, move: FloatArray) -> FloatArray:
     """Shift and zoom per axis [P, 4] in pixels, so that left(x + shift + zoom * u) = right(x); u is -1 to 1 over the image.
 
     Gauss-Newton steps of Lucas and Kanade (IJCAI 1981), with a gain and an offset of brightness among the unknowns.
@@ -294,7 +350,7 @@ def _fit(left: FloatArray, right: FloatArray, move: FloatArray, iterations: int)
     u = _axis(_SIDE)
     target = right.reshape(count, -1, 1)
     diagonal = np.arange(6)
-    for _ in range(iterations):
+    for _ in range(_ITERATIONS):
         moved, shown = _warped(left[..., None], move)
         picture = moved[..., 0]
         shown[:, [0, -1]] = 0
@@ -334,18 +390,23 @@ def _warped(images: FloatArray, move: FloatArray) -> tuple[FloatArray, FloatArra
     return images, shown
 
 
-def _distance(left: FloatArray, right: FloatArray, shown: FloatArray) -> FloatArray:
+def _distance(left: FloatArray, right: FloatArray, shown: FloatArray | None = None) -> FloatArray:
     fine = _apart(left - _blurred(left), right - _blurred(right), shown)
     return np.asarray(np.maximum(fine, _WHOLE_WEIGHT * _apart(left, right, shown)))
 
 
-def _apart(left: FloatArray, right: FloatArray, shown: FloatArray) -> FloatArray:
-    """sqrt(2 - 2 r) of images [P, S, S, C] where `shown` [P, S, S, 1] is 1."""
-    size = np.maximum(shown.sum(axis=(1, 2, 3)) * left.shape[3], 1)
-    spread = []
+def _apart(left: FloatArray, right: FloatArray, shown: FloatArray | None) -> FloatArray:
+    """sqrt(2 - 2 r) of images [P, S, S, C], everywhere or where `shown` [P, S, S, 1] is 1."""
+    weights = None if shown is None else np.broadcast_to(shown, left.shape).reshape(len(left), -1)
+    size = np.float32(left[0].size) if weights is None else np.maximum(weights.sum(axis=1), 1)
+    spread: list[FloatArray] = []
     for images in (left, right):
-        mean = np.einsum("pyxc,pyxo->p", images, shown) / size
-        spread.append(((images - mean[:, None, None, None]) * shown).reshape(len(left), -1))
+        flat = images.reshape(len(images), -1)
+        if weights is None:
+            spread.append(flat - flat.mean(axis=1, keepdims=True))
+        else:
+            mean = np.asarray(np.einsum("pk,pk->p", flat, weights) / size)
+            spread.append((flat - mean[:, None]) * weights)
     together = np.einsum("pk,pk->p", spread[0], spread[1])
     alone = np.sqrt(np.einsum("pk,pk->p", spread[0], spread[0]) * np.einsum("pk,pk->p", spread[1], spread[1]))
     noise = _NOISE * size
@@ -354,21 +415,25 @@ def _apart(left: FloatArray, right: FloatArray, shown: FloatArray) -> FloatArray
 
 def _blurred(images: FloatArray) -> FloatArray:
     """Weights 1, 2, 1 along both axes, the border repeated."""
-    for axis in (1, 2):
-        count = images.shape[axis]
-        before = np.take(images, np.maximum(np.arange(count) - 1, 0), axis=axis)
-        after = np.take(images, np.minimum(np.arange(count) + 1, count - 1), axis=axis)
-        images = images / 2 + (before + after) / 4
+    for _ in range(2):
+        sides: FloatArray = np.empty_like(images)
+        np.add(images[:, :-2], images[:, 2:], out=sides[:, 1:-1])
+        np.add(images[:, 0], images[:, 1], out=sides[:, 0])
+        np.add(images[:, -2], images[:, -1], out=sides[:, -1])
+        images = np.asarray(images / 2 + sides / 4, dtype=np.float32).swapaxes(1, 2)
     return images
 
 
-def _halved(images: FloatArray) -> FloatArray:
+def _halved(images: FloatArray | npt.NDArray[np.uint16]) -> FloatArray:
     tall = images[:, ::2] + images[:, 1::2]
-    return np.asarray((tall[:, :, ::2] + tall[:, :, 1::2]) / 4, dtype=np.float32)
+    return (tall[:, :, ::2] + tall[:, :, 1::2]).astype(np.float32) / np.float32(4)
 
 
-def _colour(images: FloatArray) -> FloatArray:
-    return np.asarray((images.max(axis=3) - images.min(axis=3)).mean(axis=(1, 2)))
+def _colour(images: PixelArray) -> FloatArray:
+    """The mean difference of the largest and the smallest channel, [P]."""
+    red, green, blue = images[..., 0], images[..., 1], images[..., 2]
+    spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+    return np.asarray(spread.mean(axis=(1, 2), dtype=np.float32))
 
 
 def _axis(side: int) -> FloatArray:
@@ -450,7 +515,9 @@ def _cosine_rows(cut: float) -> FloatArray:
     return np.asarray(rows @ zoom, dtype=np.float32)
 
 
-_U, _V = np.mgrid[: _TERMS + 1, : _TERMS + 1]
-_LOW = (_U + _V > 0) & (_U + _V <= _TERMS)
-_TURN: FloatArray = np.where(_V[_LOW] % 2, -1, 1).astype(np.float32)  # what mirroring does to the terms
+_U, _V = np.mgrid[: _TERMS + 1, : _TERMS + 1].reshape(2, -1)
+_SOME = (_U + _V > 0) & (_U + _V <= _TERMS)
+# Places among all (_TERMS + 1)^2 terms. Mirroring turns the sign of the odd ones.
+_EVEN, _ODD = np.flatnonzero(_SOME & (_V % 2 == 0)), np.flatnonzero(_SOME & (_V % 2 == 1))
+_LOW = np.concatenate([_EVEN, _ODD])
 _ROWS = (_cosine_rows(0), _cosine_rows(_INNER))
