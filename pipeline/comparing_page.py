@@ -68,7 +68,7 @@ _PAGE = """{% extends "page.html" %}
 {% block style %}
 .verdict { background: var(--card); border-radius: .5rem; padding: .7rem 1rem; margin: .5rem 0; color: var(--ink); }
 .verdict strong { display: block; }
-table { min-width: 100%; } td:first-child, th:first-child { text-align: left; overflow-wrap: anywhere; }
+table { min-width: max(100%, 34rem); } td:first-child, th:first-child { text-align: left; overflow-wrap: anywhere; }
 td { overflow-wrap: anywhere; }
 .forest { max-width: 60rem; } .forest svg { display: block; width: 100%; height: auto; }
 .forest text { fill: var(--soft); font-size: 12px; } .forest .name { fill: var(--ink); }

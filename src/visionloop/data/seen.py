@@ -64,7 +64,8 @@ def read_seen(path: Path) -> Seen | None:
         ArtifactError: the file is damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # From bytes: of a damaged file numpy leaves the handle open.
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
             keys, test = arrays["keys"], arrays["test"]
     except FileNotFoundError:
         return None

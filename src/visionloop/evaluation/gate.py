@@ -143,7 +143,7 @@ def _labels(labels: Sequence[str], champion: Champion, params: GateParams) -> Ru
     removed = [label for label in champion.labels if label not in set(labels)]
     added = [label for label in labels if label not in set(champion.labels)]
     figures: dict[str, float] = {"classes_removed": len(removed), "classes_added": len(added)}
-    news = f" {_named(added)} {'is' if len(added) == 1 else 'are'} new." if added else ""
+    news = f" {_capital(_named(added))} {'is' if len(added) == 1 else 'are'} new." if added else ""
     if removed and not params.allow_removed_classes:
         return Rule(
             "labels",
@@ -152,7 +152,12 @@ def _labels(labels: Sequence[str], champion: Champion, params: GateParams) -> Ru
             "images of it back, or set gate.allow_removed_classes to true.",
             figures,
         )
-    gone = f"{_named(removed)} gone, which gate.allow_removed_classes allows." if removed else "No class is gone."
+    verb = "is" if len(removed) == 1 else "are"
+    gone = (
+        f"{_capital(_named(removed))} {verb} gone, which gate.allow_removed_classes allows."
+        if removed
+        else "No class is gone."
+    )
     return Rule("labels", True, gone + news, figures)
 
 
@@ -289,3 +294,7 @@ def _named(labels: Sequence[str]) -> str:
     shown = ", ".join(f"'{label}'" for label in labels[:5])
     more = f" and {len(labels) - 5} more" if len(labels) > 5 else ""
     return f"the class{'' if len(labels) == 1 else 'es'} {shown}{more}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

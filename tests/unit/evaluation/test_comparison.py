@@ -141,7 +141,8 @@ def test_planned_images_reach_their_power() -> None:
     [
         ((15, 5, 1000), None, "better by 1 point (95 % interval 0.1 to 2 on 1,000 images)"),
         ((5, 25, 1000), 0.01, "worse by 2 points (95 % interval -3.1 to -0.9 on 1,000 images)"),
-        ((10, 11, 10_000), 0.01, "not worse by more than 1 point: 0.01 points worse (95 % interval -0.1 to 0.1 on 10,000 images)"),
+        ((10, 11, 10_000), 0.01, "not worse by more than 1 point: 0.01 points worse (95 % interval -0.1 to 0.1 on 10,000 "
+         "images)"),
         ((2, 3, 180), None, "cannot be told apart on 180 images: 0.6 points worse, 95 % interval -3.3 to 2.2; "
          "a difference of 0.6 points would need about 9,800 images"),
         ((2, 3, 180), 0.01, "cannot be told apart on 180 images: 0.6 points worse, 95 % interval -3.3 to 2.2; "
