@@ -249,6 +249,48 @@ def predict(  # noqa: PLR0917 - typer calls it by name
 
 
 @app.command()
+def explain(  # noqa: PLR0917 - typer calls it by name
+    context: typer.Context,
+    image: Annotated[Path | None, typer.Argument(help="An image file.")] = None,
+    prediction_id: Annotated[str | None, typer.Option("--id", help="Instead: a prediction whose image was kept.")] = None,
+    model: Annotated[
+        Literal["shipped", "cnn", "vit"], typer.Option(help="Which network; shipped: the family that is served.")
+    ] = "shipped",
+    out: Annotated[Path | None, typer.Option(help="The picture; NAME.explained.png here unless given.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show where the model sees its answer: a picture of one image with maps for the answer and the runner-up."""
+    if (image is None) == (prediction_id is None):
+        raise ConfigError("explain takes an image file or --id with a prediction, one of the two.")
+    from pipeline import explaining
+
+    asked = explaining.from_file(context.obj / image) if image else explaining.from_store(prediction_id or "")
+    stem = Path(asked.name).stem if image else asked.name
+    found = explaining.run(asked, model, context.obj / (out or f"{stem}.explained.png"))
+    ranked = dict(zip(found.explained.labels, found.explained.probabilities, strict=True))
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "image": asked.name,
+                    "picture": str(found.picture),
+                    "family": found.family,
+                    "method": found.explained.method,
+                    "probabilities": ranked,
+                    "doubts": found.explained.doubts,
+                    "notes": found.notes,
+                },
+                ensure_ascii=False,
+            )
+        )
+        return
+    print(", ".join(f"{label} {probability:.1%}" for label, probability in ranked.items()))
+    for sentence in (*(f"The answer is marked: {doubt}." for doubt in found.explained.doubts), *found.notes):
+        print(sentence)
+    print(f"The picture is {found.picture}")
+
+
+@app.command()
 def serve() -> None:
     """Serve the deployed model with Triton alone, until Ctrl-C."""
     from pipeline import supervisor
