@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import (
     average_precision_score,
-    confusion_matrix,
     precision_recall_fscore_support,
     roc_auc_score,
 )
@@ -134,8 +133,9 @@ def per_class(predictions: SplitPredictions, labels: Sequence[str]) -> list[Clas
 
 def confusion(predictions: SplitPredictions, classes: int) -> Numbers:
     """How often class i was called class j, int64 [K, K]."""
-    matrix: Numbers = confusion_matrix(predictions.targets, predictions.predicted, labels=np.arange(classes))
-    return matrix
+    # scikit-learn warns where there is only one class.
+    matrix: Numbers = np.bincount(predictions.targets * classes + predictions.predicted, minlength=classes * classes)
+    return matrix.reshape(classes, classes)
 
 
 def wilson(successes: int, trials: int, confidence_level: float) -> tuple[float, float]:

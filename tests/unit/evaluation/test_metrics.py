@@ -6,10 +6,22 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics
 
 from visionloop.errors import DataError
-from visionloop.evaluation.curves import MACRO, MICRO, curves_csv, micro_csv, pr_curves
-from visionloop.evaluation.metrics import classes_csv, confusion, confusion_csv, per_class, summarize, wilson
+from visionloop.evaluation.curves import MACRO, MICRO, curves_csv, micro_csv, pr_curves, roc_curves
+from visionloop.evaluation.metrics import (
+    brier_terms,
+    classes_csv,
+    confusion,
+    confusion_csv,
+    per_class,
+    summarize,
+    top_k_correct,
+    wilson,
+)
 from visionloop.evaluation.predictions import SplitPredictions, spread, worst_mistakes
 
 
@@ -92,3 +104,62 @@ def test_pictures_are_chosen_over_the_classes_and_mistakes_by_confidence() -> No
     assert spread(many, 4).tolist() == [3, 0, 4, 1]
     assert worst_mistakes(many, 2).tolist() == [0, 2]
     assert worst_mistakes(many, 0).tolist() == []
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 80), st.integers(3, 7), st.integers(2, 4))
+def test_random_answers_get_scikit_learns_numbers(seed: int, count: int, classes: int, k: int) -> None:
+    rng = np.random.default_rng(seed)
+    targets, scores = rng.integers(0, classes, count), rng.dirichlet(np.ones(classes), count)
+    many = SplitPredictions(tuple(map(str, range(count))), targets, scores)
+    found = summarize(many, per_class(many, [str(i) for i in range(classes)]), 0.95, k)
+    present, numbers = np.unique(targets), np.arange(classes)
+    wanted: dict[str, float] = {
+        "accuracy": metrics.accuracy_score(targets, many.predicted),
+        "balanced_accuracy": metrics.recall_score(targets, many.predicted, labels=present, average="macro", zero_division=0),
+        "log_loss": metrics.log_loss(targets, scores, labels=numbers),
+        "brier": metrics.brier_score_loss(targets, scores, labels=numbers, scale_by_half=False),
+        "average_precision_micro": metrics.average_precision_score(targets[:, None] == numbers, scores, average="micro"),
+        "roc_auc_micro": metrics.roc_auc_score((targets[:, None] == numbers).ravel(), scores.ravel()),
+    }
+    if k < classes:
+        wanted[f"top_{k}_accuracy"] = metrics.top_k_accuracy_score(targets, scores, k=k, labels=numbers)
+    for average in ("macro", "weighted"):
+        three = metrics.precision_recall_fscore_support(
+            targets, many.predicted, labels=present, average=average, zero_division=0
+        )
+        wanted |= {f"{average}_{name}": value for name, value in zip(("precision", "recall", "f1"), three, strict=False)}
+    if len(present) == classes:
+        wanted["roc_auc_macro"] = metrics.roc_auc_score(targets, scores, multi_class="ovr")
+        wanted["mean_average_precision"] = metrics.average_precision_score(targets[:, None] == numbers, scores)
+    for name, value in wanted.items():
+        assert found[name] == pytest.approx(value, abs=6e-5), name  # of four digits
+    assert (confusion(many, classes) == metrics.confusion_matrix(targets, many.predicted, labels=numbers)).all()
+
+
+def test_top_k_and_brier_by_hand() -> None:
+    # The target is first, second, and third of three; then it is tied with the second place and comes after it.
+    scores = [[0.6, 0.3, 0.1], [0.6, 0.3, 0.1], [0.6, 0.3, 0.1], [0.4, 0.3, 0.3]]
+    made = answers([0, 1, 2, 2], scores)
+    assert top_k_correct(made, 2).tolist() == [True, True, False, False]
+    assert top_k_correct(made, 1).tolist() == made.correct.tolist()
+    assert brier_terms(made) == pytest.approx([0.26, 0.86, 1.26, 0.74])
+    assert "top_3_accuracy" not in summarize(made, per_class(made, "abc"), 0.95, 3)
+    assert summarize(made, per_class(made, "abc"), 0.95, 2)["top_2_accuracy"] == 0.5
+
+
+def test_macro_curves_have_the_mean_of_the_areas() -> None:
+    rng = np.random.default_rng(4)
+    targets, scores = rng.integers(0, 3, 400), rng.dirichlet([1, 1, 1], 400)
+    scores[np.arange(400), targets] += 0.4
+    many = SplitPredictions(tuple(map(str, range(400))), targets, scores / scores.sum(1, keepdims=True))
+    micro, macro, *classes = roc_curves(many, "abc")
+    assert (micro.name, macro.name) == (MICRO, MACRO)
+    assert macro.area == pytest.approx(np.mean([one.area for one in classes]))
+    assert np.trapezoid(macro.true_positive_rate, macro.false_positive_rate) == pytest.approx(macro.area, abs=0.005)
+    steps = pr_curves(many, "abc")[1]
+    assert float((np.diff(steps.recall) * steps.precision[1:]).sum()) == pytest.approx(steps.average_precision, abs=0.005)
+    assert curves_csv([micro]).splitlines()[:2] == ["class,false_positive_rate,true_positive_rate", "micro-average,0.0,0.0"]
+    one = answers([0, 0], [[0.9, 0.1], [0.8, 0.2]])
+    assert roc_curves(one, "ab") == []
+    assert micro_csv(roc_curves(one, "ab")) == "false_positive_rate,true_positive_rate\n"

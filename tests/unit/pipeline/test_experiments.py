@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.experiments import accept, shown
+from pipeline.experiments import accept, curve_shown, shown
 from visionloop.data.out_of_fold import OutOfFold, write_out_of_fold
 from visionloop.errors import ArtifactError
-from visionloop.paths import OUT_OF_FOLD_ANSWERS, crossvalidate_report
+from visionloop.paths import OUT_OF_FOLD_ANSWERS, crossvalidate_report, learning_curve_report
 
 ROOT = Path(__file__).parents[3]
 FILE = crossvalidate_report("cnn") / "out_of_fold.parquet"
@@ -71,3 +71,17 @@ def test_the_report_is_told_in_sentences() -> None:
         "cnn: 90.00% is the mean of 5 folds, spread 2.00%, 95 % interval 85.00% to 94.00%; see "
         "reports/crossvalidate/cnn/folds.png."
     )
+
+
+def test_the_learning_curve_is_told_in_sentences() -> None:
+    with pytest.raises(ArtifactError, match=r"has no report .* run `visionloop learning-curve vit`"):
+        curve_shown("vit")
+    points = [{"images": 157, "accuracy": 0.9}, {"images": 1257, "accuracy": 0.985}]
+    folder = learning_curve_report("vit")
+    folder.mkdir(parents=True)
+    (folder / "curve.json").write_text(json.dumps({"points": points, "answer": "Yes."}))
+    assert curve_shown("vit") == [
+        "vit: 90.00% with 157, 98.50% with 1,257 training images.",
+        "Yes.",
+        "See reports/learning-curve/vit/learning_curve.png.",
+    ]
