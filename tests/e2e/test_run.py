@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import time
 
+from pipeline import repro
 from tests.e2e.project import Project
 
 
 def test_the_main_job_sums_up_and_a_second_one_changes_nothing(own_road: Project) -> None:
     first = own_road.cli("run", timeout=300)
-    assert "0 stages ran, 13 were up to date" in first.stdout
+    assert f"0 stages ran, {len(repro.stage_names(own_road.root))} were up to date" in first.stdout
     summary = json.loads((own_road.root / "var/run-summary.json").read_text())
     titles = [table["title"] for table in summary["tables"]]
     assert titles[0].startswith("CNN against ViT, ")
