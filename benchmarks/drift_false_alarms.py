@@ -9,8 +9,10 @@ Result:  on 2 shared cores, 1,000 clean windows: 38 alarm at alpha 0.05 (3.8 %),
          estimated accuracy is significantly 3 points too low in 12, so it decides only beside an alarm. The class mix at
          5 %: 4.1 % as a test of two samples, 40.5 % when the reference is taken as exact, as Evidently's "chisquare" does.
          Evidently's defaults flag a signal in 75 % of 60 clean windows. Power at alpha 0.001 and 500 rows: 1.0 on 34 of 36
-         shifts; the two it misses (saturate 1 and 3) leave gray images as they are. Estimated accuracy: off by 1 to 4 points
-         where it is at all possible; blind to contrast 5, which the model answers wrongly and with confidence (85 points).
+         shifts, of the 12 corruptions that there were (not measured: glass and zoom blur, snow, frost, spatter, elastic
+         transform, speckle noise); the two it misses (saturate 1 and 3) leave gray images as they are. Estimated accuracy:
+         off by 1 to 4 points where it is at all possible; blind to contrast 5, which the model answers wrongly and with
+         confidence (85 points).
 Writes:  var/benchmarks/drift.json
 """
 
