@@ -104,6 +104,10 @@ def _params() -> Iterator[Check]:
             "params", False, f"collect.path is {params.collect.path}, which is no folder; name the folder of your images."
         )
         return
+    if not Path(params.calibrate.foreign).is_dir():  # and at this one
+        foreign = params.calibrate.foreign
+        yield Check("params", False, f"calibrate.foreign is {foreign}, which is no folder; make it, it may be empty.")
+        return
     if found := list(preflight.problems(params)):
         yield Check("params", False, " ".join(found))
         return

@@ -1,7 +1,7 @@
 """What in the folders that people fill would make DVC fail or wait for ever, before `collect` could pass it over.
 
-DVC hashes `collect.path` and `data/feedback` whole. Measured with DVC 3.67: it waits without end on a pipe or an endless
-device, and fails on a socket, a link that leads nowhere, a name that is no UTF-8, and a `.dvcignore`.
+DVC hashes `collect.path`, `calibrate.foreign` and `data/feedback` whole. Measured with DVC 3.67: it waits without end on a
+pipe or an endless device, and fails on a socket, a link that leads nowhere, a name that is no UTF-8, and a `.dvcignore`.
 
 Does not cover: files that come or go while DVC reads them; DVC names these, and the next run goes on.
 """
@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from visionloop.config import CollectParams, TrainParams, load_section
+from visionloop.config import CalibrateParams, CollectParams, TrainParams, load_section
 from visionloop.data.sources.base import readable
 from visionloop.paths import CARD, FEEDBACK, MODELS, PARAMS
 
@@ -24,7 +24,8 @@ def obstacles(root: Path = Path()) -> list[str]:
         ConfigError: `params.yaml` cannot be read.
     """
     found: dict[str, list[str]] = {}
-    for folder in (load_section(CollectParams, root / PARAMS).path, str(FEEDBACK)):
+    own = load_section(CollectParams, root / PARAMS).path, load_section(CalibrateParams, root / PARAMS).foreign
+    for folder in dict.fromkeys((*own, str(FEEDBACK))):
         for path, kind in _obstacles(os.fspath(root / folder)):
             found.setdefault(kind, []).append(readable(os.path.relpath(path, root)))
     sentences = []

@@ -21,6 +21,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / ".dvc").mkdir()
     (tmp_path / "data/raw").mkdir(parents=True)
+    (tmp_path / "data/foreign").mkdir()
     shutil.copy(ROOT / ".dvc/config", tmp_path / ".dvc/config")
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     monkeypatch.chdir(tmp_path)
@@ -74,6 +75,9 @@ def test_a_missing_folder_a_wrong_source_and_a_pipe_among_the_images_are_named(f
     assert failed() == {
         "images": "data/raw/pipe.jpg is a pipe, socket or device, which DVC cannot hash; remove or rename it."
     }
+    (folder / "data/foreign").rmdir()
+    said = "calibrate.foreign is data/foreign, which is no folder; make it, it may be empty."
+    assert failed()["params"] == said
     shutil.rmtree(folder / "data/raw")
     assert failed() == {"params": "collect.path is data/raw, which is no folder; name the folder of your images."}
     text = (folder / "params.yaml").read_text()

@@ -28,6 +28,14 @@ def cat(tmp_path: Path) -> Path:
     return folder
 
 
+def test_a_pipe_among_the_foreign_images_is_named_too(cat: Path, tmp_path: Path) -> None:
+    (tmp_path / "data/foreign").mkdir()
+    os.mkfifo(tmp_path / "data/foreign/pipe.jpg")
+    assert watched.obstacles(tmp_path) == [
+        "data/foreign/pipe.jpg is a pipe, socket or device, which DVC cannot hash; remove or rename it."
+    ]
+
+
 def _socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as one:
         os.chdir(path.parent)  # the address may have 108 bytes
