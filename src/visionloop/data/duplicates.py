@@ -195,7 +195,7 @@ def _leaves(key: FloatArray, tree: int) -> IntArray:
     order[:count] = rng.permutation(count)  # equal pictures fall into other leaves in each tree
     for level in range(depth):
         along = np.append(key @ rng.normal(size=_DIRECTIONS).astype(np.float32), np.float32(0))
-        values = along[order].reshape(2**level, -1)
+        values = along.take(order).reshape(2**level, -1)
         place = np.argpartition(values, values.shape[1] // 2, axis=1)
         order = np.take_along_axis(order.reshape(values.shape), place, axis=1).ravel()
     return order.reshape(2**depth, size)
@@ -220,7 +220,7 @@ def _within(even: FloatArray, odd: FloatArray, leaves: IntArray, count: int) -> 
         rows = int((some < count).sum(axis=1).max())  # two inner parts say nothing new
         products = []
         for points, memory in zip((even, odd), room, strict=True):
-            held = points[some]
+            held = points.take(some, axis=0)  # four times as fast as points[some]
             out = memory[: len(some) * rows * size].reshape(len(some), rows, size)
             products.append(np.matmul(held[:, :rows], held.transpose(0, 2, 1), out=out))
         # The cosine is kept + turned, that with the mirror image kept - turned.
@@ -375,18 +375,19 @@ def _warped(images: FloatArray, move: FloatArray) -> tuple[FloatArray, FloatArra
     side = images.shape[1]
     u, place = _axis(side), np.arange(side, dtype=np.float32)
     shown = np.ones(images.shape[:3], dtype=np.float32)
-    number = np.arange(len(images))[:, None]
+    first_line = np.arange(len(images))[:, None] * side
     for axis in (1, 0):  # rows, then columns
         at = place + move[:, 2 * axis, None] + move[:, 2 * axis + 1, None] * u
         inside = (at >= -0.5) & (at <= side - 0.5)
         shown *= inside[:, :, None] if axis else inside[:, None, :]
         at = np.clip(at, 0, side - 1)
         low = np.minimum(at.astype(np.int64), side - 2)
-        share = (at - low).astype(np.float32)[:, :, None, None]
-        lines = images if axis else images.transpose(0, 2, 1, 3)
-        before = lines[number, low]
-        lines = before + (lines[number, low + 1] - before) * share
-        images = lines if axis else lines.transpose(0, 2, 1, 3)
+        share = (at - low).astype(np.float32)[:, :, None]
+        turned = images if axis else images.transpose(0, 2, 1, 3)
+        lines = np.ascontiguousarray(turned).reshape(len(images) * side, -1)
+        before = lines.take(first_line + low, axis=0)
+        moved = before + (lines.take(first_line + low + 1, axis=0) - before) * share
+        images = moved.reshape(turned.shape) if axis else moved.reshape(turned.shape).transpose(0, 2, 1, 3)
     return images, shown
 
 
