@@ -40,6 +40,7 @@ def reliability_png(before: Sequence[Bin], after: Sequence[Bin], title: str) -> 
             upper.grid(alpha=0.3)
             lower.bar(confidence, [one.images for one in bins], width=0.02, color="tab:gray")
             lower.set(xlabel="confidence, mean of the bin", yscale="log" if bins else "linear")
+            lower.set_ylim(bottom=0.5)  # so that a single image shows
             lower.yaxis.set_major_formatter("{x:g}")  # powers of ten would be formulas
             lower.yaxis.set_minor_formatter("")
             lower.grid(alpha=0.3)
