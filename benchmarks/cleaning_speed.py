@@ -2,6 +2,7 @@
 
 What:    N JPEGs of 256 pixels with detail at every scale, quality 90, made from a seed; `--rounds` times, in turn:
          decode      torchvision.io.decode_jpeg in two threads on bytes in memory: libjpeg-turbo, and nothing else
+         pillow      the same by Pillow, which is what the project decodes with
          measure     `cleaning.measure_all` in two processes, from the Parquet shards: read, sha256, decode, numbers, hashes
          clean       the same, then duplicates and every verdict; without outliers and suspected labels, which cleanvision
                      does not look for
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import statistics
 import subprocess
 import tempfile
@@ -41,6 +43,7 @@ from visionloop.data.shards import append, read_bytes, read_images
 from visionloop.data.sources import open_sources
 from visionloop.data.thumbs import Thumbs
 from visionloop.files import write_json
+from visionloop.preprocess import load
 
 OUTPUT = Path("benchmarks/results/cleaning_speed.json")
 TOOL = Path(__file__).parent / "tools" / "time_cleanvision.py"
@@ -50,7 +53,7 @@ GOALS = {"measure_by_decode": 0.6, "clean_by_cleanvision": 5.0}
 
 
 def main() -> None:
-    """Make the files, time the four in turn, print, write."""
+    """Make the files, time the five in turn, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tools-python", type=Path, help="python of the environment with cleanvision")
     parser.add_argument("--images", type=int, default=4000)
@@ -73,6 +76,7 @@ def main() -> None:
                 """Wake every process."""
             tasks: dict[str, Callable[[], float]] = {
                 "decode": lambda: decode(list(files.values())),
+                "pillow": lambda: decode_with_pillow(list(files.values())),
                 "measure": lambda: clean(work, executor, params)[0],
                 "clean": lambda: clean(work, executor, params)[1],
             }
@@ -88,7 +92,9 @@ def main() -> None:
 def report(images: int, mean_bytes: float, seconds: dict[str, list[float]]) -> None:
     """Print and write the medians and their ratios."""
     rates = {name: images / statistics.median(values) for name, values in seconds.items()}
-    ratios = {"measure_by_decode": rates["measure"] / rates["decode"], "clean_by_decode": rates["clean"] / rates["decode"]}
+    ratios = {
+        f"{ours}_by_{limit}": rates[ours] / rates[limit] for limit in ("decode", "pillow") for ours in ("measure", "clean")
+    }
     if "cleanvision" in rates:
         ratios["clean_by_cleanvision"] = rates["clean"] / rates["cleanvision"]
     for name, rate in rates.items():
@@ -148,6 +154,19 @@ def decode(files: list[bytes]) -> float:
     with ThreadPoolExecutor(PROCESSES) as pool:
         total = sum(pool.map(part, range(PROCESSES)))
     assert total == len(files) * SIDE * SIDE * 3
+    return time.perf_counter() - start
+
+
+def decode_with_pillow(files: list[bytes]) -> float:
+    """Seconds to decode all files in threads."""
+
+    def part(start: int) -> int:
+        return sum(math.prod(load(data).image.size) for data in files[start::PROCESSES])
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        total = sum(pool.map(part, range(PROCESSES)))
+    assert total == len(files) * SIDE * SIDE
     return time.perf_counter() - start
 
 
