@@ -121,14 +121,9 @@ def run(asked: Asked, model: Model, out: Path) -> Answer:
     by_distance = calibration is not None and calibration.unknown is not None and calibration.unknown.score == "distance"
     means = ClassMeans.from_bytes((folder / CLASS_MEANS).read_bytes()) if by_distance else None
     method, notes = _method(family)
-    explained = explain(
-        network.to(choose_device("auto")),
-        card,
-        preprocess(asked.data, card.preprocess),
-        method,
-        calibration=calibration,
-        means=means,
-    )
+    image = preprocess(asked.data, card.preprocess)
+    network.to(choose_device("auto"))
+    explained = explain(network, card, image, method, calibration=calibration, means=means)
     notes += _compared(asked, explained, card, served)
     title = f"{asked.name}: {card.architecture} answers {explained.labels[0]} ({explained.probabilities[0]:.1%})"
     write_bytes(out, explained_png(explained, title, notes))

@@ -52,7 +52,7 @@ def sheet_png(items: Sequence[Item], title: str, note: str, *, across: int, tile
             x = left + place * (tile + 2)
             canvas[top : top + tile, x : x + tile] = _resized(picture, tile)
         texts.append((left, top - 3, item))
-    written = textwrap.fill(note, max(60, canvas.shape[1] // 7))
+    written = textwrap.fill(note, max(60, canvas.shape[1] // 8))
     extra = (written.count("\n") + 1) * _LINE + 30
     size = (canvas.shape[1] / _DOTS_PER_INCH + 0.1, (canvas.shape[0] + extra) / _DOTS_PER_INCH + 0.2)
     with drawing(size, title) as (figure, buffer):
