@@ -7,7 +7,7 @@ What:    the CNN of params.yaml on the bundled digits, trained as it is, with FG
          8 levels on 150 of them. Means over the seeds, with the lowest and the highest. Seconds are CPU seconds of the
          training. AugMix here is the augmentation alone, without the paper's consistency loss.
 Command: OMP_NUM_THREADS=1 nice -n 10 python -m benchmarks.robust_training [--seeds 3] [--epsilon 8] [--epochs 12]
-Result:  see docs/evaluation.md, Robustness.
+Result:  none yet; it was not run to its end.
 Writes:  benchmarks/results/robust_training.json
 """
 
