@@ -195,6 +195,14 @@ def compare(
 
 
 @app.command()
+def report() -> None:
+    """Make the report page and the model card of what the stages have written so far, as when one of them blocks."""
+    from pipeline.stages.report import main as make
+
+    make()
+
+
+@app.command()
 def promote(
     force: Annotated[bool, typer.Option("--force", help="Publish the shipped model whatever the gate says of it.")] = False,
     reason: Annotated[str, typer.Option(help="With --force: why. It is kept in data/promotions.csv.")] = "",

@@ -68,6 +68,10 @@ DEPLOY_REPORT = Path("reports/deploy.json")
 # reference
 REFERENCE = Path("data/reference.parquet")  # one LoggedPrediction row per held-out image, with its true label
 REFERENCE_REPORT = Path("reports/reference.json")
+# report
+REPORT_PAGE = Path("reports/report.html")  # the whole run on one page
+MODEL_CARD = Path("reports/MODEL_CARD.md")  # for people; CARD is for the code
+DVC_LOCK = Path("dvc.lock")
 
 # Files inside a model folder.
 MODEL_ONNX = "model.onnx"

@@ -1,0 +1,126 @@
+"""Reading what the stages wrote, leniently: a file that is missing or damaged gives nothing, and is told.
+
+Does not cover: measuring anything anew; what is in no file is not in the report.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MAX_PICTURE_BYTES = 1_500_000
+MAX_PICTURES_BYTES = 5_500_000  # of all pictures together; Base64 makes 7.3 MB of it
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A PNG as a data URI, with its size in pixels."""
+
+    uri: str
+    width: int
+    height: int
+
+
+class RunFiles:
+    """The files of one run below `root`, each read when it is asked for.
+
+    >>> RunFiles(Path()).json(Path("reports/select.json")).get("selected")
+    'cnn'
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.damaged: list[str] = []  # sentences
+        self.md5s: dict[str, str] = {}  # path -> md5 of each file that was read, as DVC hashes it
+        self._room = MAX_PICTURES_BYTES
+
+    def has(self, path: Path) -> bool:
+        """Whether there is such a file."""
+        return (self.root / path).is_file()
+
+    def json(self, path: Path) -> dict[str, Any]:
+        """The object in a JSON file; empty where there is none."""
+        text = self._text(path)
+        try:
+            found = json.loads(text) if text is not None else {}
+        except ValueError as error:
+            return self._damaged(path, f"is no JSON ({error})")
+        return found if isinstance(found, dict) else self._damaged(path, "holds no object")
+
+    def yaml(self, path: Path) -> dict[str, Any]:
+        """The mapping in a YAML file; empty where there is none."""
+        text = self._text(path)
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is there
+        try:
+            found = yaml.load(text, loader) if text is not None else {}  # noqa: S506 - both loaders are safe ones
+        except yaml.YAMLError as error:
+            return self._damaged(path, f"is no YAML ({str(error).splitlines()[0]})")
+        return found if isinstance(found, dict) else self._damaged(path, "holds no mapping")
+
+    def rows(self, path: Path) -> list[dict[str, str]]:
+        """The rows of a CSV file, or of a TSV file by its ending; none where there is no file."""
+        text = self._text(path)
+        if text is None:
+            return []
+        reader = csv.DictReader(io.StringIO(text), delimiter="\t" if path.suffix == ".tsv" else ",")
+        return [{key: value or "" for key, value in row.items() if isinstance(key, str)} for row in reader]
+
+    def image(self, path: Path) -> Image | None:
+        """A PNG; None where there is none, it is damaged, or the page has no room left for it."""
+        data = self._bytes(path)
+        if data is None:
+            return None
+        if len(data) < 24 or not data.startswith(_PNG):
+            self._damaged(path, "is no PNG")
+            return None
+        if len(data) > min(MAX_PICTURE_BYTES, self._room):
+            self.damaged.append(f"{path} has {len(data) / 1e6:.1f} MB, too much for this page; open it beside.")
+            return None
+        self._room -= len(data)
+        width, height = struct.unpack(">II", data[16:24])
+        return Image(f"data:image/png;base64,{base64.b64encode(data).decode()}", width, height)
+
+    def _text(self, path: Path) -> str | None:
+        data = self._bytes(path)
+        try:
+            return None if data is None else data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            self._damaged(path, "is no UTF-8")
+            return None
+
+    def _bytes(self, path: Path) -> bytes | None:
+        try:
+            data = (self.root / path).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._damaged(path, f"cannot be read ({error.strerror})")
+            return None
+        self.md5s[str(path)] = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        return data
+
+    def _damaged(self, path: Path, what: str) -> dict[str, Any]:
+        self.damaged.append(f"{path} {what}; rebuild it with `dvc repro`.")
+        return {}
+
+
+def not_as_locked(lock: Mapping[str, Any], md5s: Mapping[str, str]) -> list[str]:
+    """Files whose content is not what `dvc.lock` names, sorted: somebody ran a stage by hand, or changed a file."""
+    named = {
+        out["path"]: out.get("md5")
+        for stage in (lock.get("stages") or {}).values()
+        for out in stage.get("outs") or []
+        if "path" in out
+    }
+    return sorted(path for path, md5 in md5s.items() if named.get(path) not in (None, md5))
