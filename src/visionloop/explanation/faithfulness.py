@@ -154,7 +154,7 @@ def insertion_deletion(model: Classifier, images: Images, classes: Classes, maps
     count, height, width = maps.shape
     pixels = height * width
     # Where each pixel stands in the order; among equals the upper left comes first.
-    order = np.argsort(-maps.reshape(count, -1), axis=1, kind="stable")
+    order = np.argsort(-maps.reshape(count, pixels), axis=1, kind="stable")
     rank = np.empty_like(order)
     np.put_along_axis(rank, order, np.broadcast_to(np.arange(pixels), order.shape), axis=1)
     blanks, blurred = np.broadcast_to(blank_colour(images), images.shape), _blurred(images)
