@@ -36,14 +36,15 @@ TOP = {
 }
 FOLDERS = (
     "pipeline", "pipeline/stages", "src/visionloop", "src/visionloop/data", "src/visionloop/models",
-    "src/visionloop/training", "src/visionloop/evaluation", "src/visionloop/compression", "serving", "serving/triton",
-    "monitoring",
+    "src/visionloop/training", "src/visionloop/evaluation", "src/visionloop/explanation", "src/visionloop/compression",
+    "src/visionloop/report", "serving", "serving/triton", "monitoring",
 )  # fmt: skip
 ORDER = (
     "cli", "run", "doctor", "repro", "dependencies", "flows", "orchestrator", "supervisor", "process", "endpoints",
     "traffic", "watching", "feedback", "feedback_cli", "summary", "readme",
-    "collect", "clean", "split", "augment", "train", "evaluate", "select", "export", "quantize", "deploy", "reference",
-    "config", "paths", "errors", "records", "files", "tables", "card", "preprocess", "features", "progress",
+    "collect", "clean", "split", "augment", "train", "calibrate", "evaluate", "select", "export", "robustness", "quantize",
+    "gate", "deploy", "reference", "report",
+    "config", "paths", "errors", "records", "files", "tables", "card", "preprocess", "features", "progress", "pages", "charts",
     "sources", "shards", "thumbs", "fingerprints", "measures", "decisions", "duplicates", "embedding", "outliers",
     "label_issues", "cleaning", "cleaning_page", "splitting", "policy", "balancing",
     "packing", "augmentation", "operations", "automatic", "mixing", "extremes", "range_check", "contact_sheet",

@@ -12,7 +12,6 @@ import json
 import shutil
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from rich import box
@@ -31,16 +30,18 @@ from visionloop.files import sha256_file, write_json
 from visionloop.paths import (
     CLEANING_PAGE,
     CONTACT_SHEET,
+    DVC_LOCK,
     EVALUATE_REPORTS,
     LOGS,
+    MODEL_CARD,
     MODEL_REPOSITORY,
     OPERATIONS_SHEET,
+    REPORT_PAGE,
     RUN_SUMMARY,
     VAR,
 )
 
 DEMO = VAR / "demo"
-DVC_LOCK = Path("dvc.lock")
 SHOWN_IMAGES = 3  # of each protocol
 LOG_WIDTH = 120  # where there is no terminal whose width could be asked
 # Severity 3 of 5 is what the drift tests were measured with; a user sees a clear case beside a quiet one.
@@ -82,6 +83,7 @@ def run() -> None:
         lock=sha256_file(DVC_LOCK),
         tables=(*summary.tables(), *live),
         pages=(
+            f"{REPORT_PAGE}: the whole run; {MODEL_CARD}: the model card",
             str(CLEANING_PAGE),
             f"{CONTACT_SHEET} and {OPERATIONS_SHEET}",
             f"{EVALUATE_REPORTS}/cnn/ and {EVALUATE_REPORTS}/vit/: confusion.png, explanation.png, mistakes.png",

@@ -63,14 +63,16 @@ def metrics(files: RunFiles) -> list[Block]:
     select = files.json(SELECT_REPORT)
     blocks: list[Block] = [Text(sentence) for sentence in _sentences(select)] or [missing(SELECT_REPORT, "select")]
     blocks += _side_by_side("On the test images, with intervals", found, skip={"step"})
+    notes: dict[str, list[str]] = {}
     for family, name in FAMILIES.items():
         folder = evaluate_report(family)
         if not found[name]:
             blocks.append(missing(folder / "metrics.json", f"evaluate@{family}"))
             continue
         details = files.json(folder / "detail.json")
-        blocks += [Text(f"{name}: {note}") for note in _sentences(details, "notes")]
+        notes[name] = _sentences(details, "notes")
         blocks += _classes(files, family, name, details)
+    blocks += _together(notes)
     blocks += _drawings(files, "classes.png", "class by class")
     blocks += _drawings(files, "pr_curves.png", "precision against recall", "roc_curves.png", "ROC curves")
     return blocks
@@ -130,17 +132,21 @@ def explanation(files: RunFiles) -> list[Block]:
     for family, name in FAMILIES.items():
         if not found[name]:
             blocks.append(missing(evaluate_report(family) / "explanation.json", f"evaluate@{family}"))
-        blocks += [Text(f"{name}: {note}") for key in ("reason", "notes") for note in _sentences(found[name], key)]
     blocks += _side_by_side("Are the maps right?", found)
+    details = {family: files.json(evaluate_report(family) / "explanation_detail.json") for family in FAMILIES}
+    notes = [Text(f"{name}: {details[family][key]}") for family, name in FAMILIES.items() for key in ("reason", "proof")
+             if details[family].get(key)]  # fmt: skip
     for file, title in (
-        ("explanation.png", "where the evidence lies"),
-        ("explanation_mistakes.png", "where the evidence of wrong answers lies"),
-        ("explanation_pixels.png", "pixel by pixel, integrated gradients"),
-        ("explanation_pointing.png", "maps of images whose evidence was placed"),
-        ("explanation_proof.png", "insertion and deletion of the pixels that a map names"),
+        ("explanation.png", "Where the evidence lies."),
+        ("explanation_mistakes.png", "Where the evidence of wrong answers lies."),
+        ("explanation_pixels.png", "Pixel by pixel."),
+        ("explanation_pointing.png", "Images whose evidence was placed."),
+        ("explanation_proof.png", "Whether the maps are right."),
     ):
-        blocks += _drawings(files, file, title)
-    return blocks
+        for family, name in FAMILIES.items():
+            said = str((details[family].get("pictures") or {}).get(file, title))
+            blocks.append(drawing(files, evaluate_report(family) / file, f"{name}: {said}", f"evaluate@{family}"))
+    return [*notes, *blocks]
 
 
 def slices(files: RunFiles) -> list[Block]:
@@ -277,15 +283,15 @@ def _drawings(files: RunFiles, *names: str) -> list[Block]:
     return blocks
 
 
-def csv_table(files: RunFiles, path: Path, title: str, most: int = 60) -> list[Block]:
+def csv_table(files: RunFiles, path: Path, title: str, most: int = 60, *, wordy: bool = False) -> list[Block]:
     """A table that a stage wrote, its first `most` rows; nothing where there is none."""
     rows = files.rows(path)
     if not rows:
         return []
     columns = list(rows[0])
     notes = (f"The first {most} of {len(rows)} rows of {path}.",) if len(rows) > most else ()
-    cells = [[figure(column, _parsed(row.get(column, ""))) for column in columns] for row in rows[:most]]
-    return [Table(title, [words(column) for column in columns], cells, notes)]
+    cells = [[figure(column, _parsed(row[column])) if row.get(column) else "" for column in columns] for row in rows[:most]]
+    return [Table(title, [words(column) for column in columns], cells, notes, wordy)]
 
 
 def _parsed(text: str) -> object:
@@ -295,6 +301,13 @@ def _parsed(text: str) -> object:
         except ValueError:
             continue
     return text
+
+
+def _together(notes: Mapping[str, Sequence[str]]) -> list[Block]:
+    """Sentences of both families; what both have stands once, what one has under its name."""
+    every = list(dict.fromkeys(note for one in notes.values() for note in one))
+    owners = {note: [name for name, one in notes.items() if note in one] for note in every}
+    return [Text(note if len(owners[note]) > 1 else f"{owners[note][0]}: {note}") for note in every]
 
 
 def _sentences(report: Mapping[str, Any], key: str = "reason") -> list[str]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 from visionloop import pages
 from visionloop.report.blocks import Report
 
+MOST_ROWS = 24  # longer tables are folded
+
 
 def render(report: Report) -> str:
     """The page as HTML; all text is escaped, pictures are data URIs."""
-    return pages.template(_PAGE).render(report=report)
+    return pages.template(_PAGE).render(report=report, most_rows=MOST_ROWS)
 
 
 _PAGE = """{% extends "page.html" %}
@@ -31,9 +33,11 @@ nav a:hover, nav a:focus-visible { text-decoration: underline; } nav a.missing {
 .warning { color: var(--bad); border-left: 3px solid var(--bad); padding-left: .7rem; }
 .tiles { margin: .6rem 0 1rem; } .tiles div { max-width: 100%; overflow-wrap: anywhere; flex: 0 1 auto; }
 .scroll:focus-visible, figure:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
-.scroll { max-width: 100%; } .scroll table { min-width: min(100%, 24rem); }
+.scroll { max-width: 100%; margin-bottom: .9rem; } .scroll table { min-width: min(100%, 24rem); }
 caption { text-align: left; font-weight: 600; padding: .6rem 0 .3rem; }
-th[scope=row] { text-align: left; color: var(--ink); font-weight: 400; min-width: 8rem; max-width: 22rem; }
+th[scope=row] { text-align: left; color: var(--ink); font-weight: 400; min-width: 7rem; max-width: 22rem; }
+th[scope=row], thead th:first-child { position: sticky; left: 0; background: var(--paper); }
+@media (max-width: 40rem) { th[scope=row] { max-width: 8.5rem; } }
 th[scope=col]:first-child { text-align: left; } .wordy th, .wordy td { text-align: left; vertical-align: top; }
 td { white-space: nowrap; } .wordy td { white-space: normal; min-width: 9rem; }
 td.bar { width: 40%; min-width: 8rem; } td.bar div { display: flex; height: .7rem; }
@@ -43,6 +47,7 @@ td.bar i { display: block; height: 100%; } .part-0 { background: var(--s4); } .p
 .note { font-size: .85rem; margin: .3rem 0 .8rem; }
 .drawings { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: .8rem;
   margin: .8rem 0; align-items: start; }
+.drawings .broad { grid-column: 1 / -1; }
 figcaption { font-size: .85rem; margin-bottom: .4rem; } figcaption code { color: var(--soft); display: block; }
 .paper { background: #fff; border-radius: .35rem; padding: .4rem; overflow-x: auto; }
 .paper img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
@@ -61,6 +66,8 @@ pre { background: var(--card); border-radius: .5rem; padding: .8rem 1rem; overfl
 @media print { .paper, .scroll { overflow: visible; } nav, .top { display: none; } }
 {% endblock %}
 {% macro table(block) %}
+{% set folded = block.rows|length > most_rows %}
+{% if folded %}<details><summary>{{ block.title }}, {{ block.rows|length }} rows</summary>{% endif %}
 <div class="scroll{{ " wordy" if block.wordy }}" tabindex="0" role="region" aria-label="{{ block.title }}">
 <table>
 <caption>{{ block.title }}</caption>
@@ -73,6 +80,7 @@ pre { background: var(--card); border-radius: .5rem; padding: .8rem 1rem; overfl
 {% for note in block.notes %}
 <p class="note">{{ note }}</p>
 {% endfor %}
+{% if folded %}</details>{% endif %}
 {% endmacro %}
 {% macro shares(block) %}
 <div class="scroll" tabindex="0" role="region" aria-label="{{ block.title }}">
@@ -136,7 +144,8 @@ pre { background: var(--card); border-radius: .5rem; padding: .8rem 1rem; overfl
 {% for kind, blocks in section.runs %}
 {% if kind == "drawing" %}
 <div class="drawings">{% for block in blocks %}
-<figure><figcaption>{{ block.title }}<code>{{ block.path }}</code></figcaption>
+<figure{% if block.image.width > 1000 and block.image.width > 2.3 * block.image.height %} class="broad"{% endif %}>
+<figcaption>{{ block.title }}<code>{{ block.path }}</code></figcaption>
 <div class="paper" tabindex="0" role="region" aria-label="{{ block.title }}"><img src="{{ block.image.uri }}"
  width="{{ block.image.width }}" height="{{ block.image.height }}" alt="{{ block.title }}"
  {%- if block.image.width > 700 %} class="wide"{% endif %}></div></figure>

@@ -50,13 +50,13 @@ def robustness(files: RunFiles) -> list[Block]:
     numbers = {name: value for name, value in found.items() if name not in ("passed", "over_budget")}
     blocks += generic(numbers, "The selected model on spoilt, moved and attacked test images")
     for file, title in (
-        ("corruptions.png", "accuracy under each corruption"),
-        ("sheet.png", "an image under each corruption"),
-        ("attacks.png", "accuracy under attack"),
-        ("invariance.png", "moved, turned and resized"),
+        ("corruptions.png", "Accuracy under each corruption"),
+        ("sheet.png", "An image under each corruption"),
+        ("attacks.png", "Accuracy under attack"),
+        ("invariance.png", "Moved, turned and resized"),
     ):
         blocks.append(drawing(files, ROBUSTNESS / file, title, "robustness"))
-    blocks += csv_table(files, ROBUSTNESS / "malformed.csv", "Malformed bytes and extreme images")
+    blocks += csv_table(files, ROBUSTNESS / "malformed.csv", "Malformed bytes and extreme images", wordy=True)
     return blocks
 
 
@@ -71,8 +71,8 @@ def compression(files: RunFiles) -> list[Block]:
         for row in rows:
             name = row["form"]
             sizes[name] = [
-                FORMS.get(name, name), figure("", float(row["megabytes"])), figure("", float(row["memory_mb"])),
-                figure("", float(row["process_mb"])),
+                FORMS.get(name, name), f"{float(row['megabytes']):,.2f}",
+                *(f"{float(row[size]):,.1f}" for size in ("memory_mb", "process_mb")),
                 *(figure("accuracy", report.get(f"{name if name != 'torch' else 'fp32'}_{side}_accuracy"))
                   for side in ("val", "test")),
                 "shipped" if row["shipped"] == "1" else "",
@@ -86,7 +86,7 @@ def compression(files: RunFiles) -> list[Block]:
         speeds = [
             [f"{FORMS.get(row['form'], row['form'])}, batch {row['batch_size']}",
              *(f"{float(row[name]):.3f}" for name in ("p50_ms", "p95_ms", "p99_ms")),
-             f"{float(row['images_per_second']):,.0f}", row["calls"]]
+             f"{float(row['images_per_second']):,.0f}", f"{int(row['calls']):,}"]
             for row in rows
         ]  # fmt: skip
         machine = " ".join(str(one) for one in report.get("machine") or ["an unnamed machine"])
@@ -142,7 +142,7 @@ def gate(files: RunFiles) -> list[Block]:
     said = {True: "passed", False: "blocks", None: "cannot be judged"}
     rules = [[words(str(one["rule"])), said[one["passed"]], str(one["reason"])] for one in found.get("rules") or []]
     blocks += [Table("The rules", ("rule", "verdict", "reason"), rules, wordy=True)] if rules else []
-    return [*blocks, *generic(found, "Its figures", skip=("rules", "passed"))]
+    return [*blocks, *generic(found, "Its figures", skip=("rules", "passed", "forced", "champion_version"))]
 
 
 def deployment(files: RunFiles) -> list[Block]:

@@ -55,7 +55,8 @@ def _detail() -> dict[str, Any]:
         "pairs": [{"actual": EVIL, "predicted": "bee", "images": 2, "of": 20, "share": 0.1, "low": 0.03, "high": 0.3}],
         "slices": [
             {"kind": "brightness", "name": "61 to 72", "images": 25, "mistakes": 3, "accuracy": 0.88, "low": 0.7,
-             "high": 0.96, "rest_accuracy": 0.98, "p_value": 0.01, "verdict": "worse", "sentence": "brightness 61 to 72 is worse."}
+             "high": 0.96, "rest_accuracy": 0.98, "p_value": 0.01, "verdict": "worse",
+             "sentence": "brightness 61 to 72 is worse."}
         ],
     }  # fmt: skip
 
@@ -96,6 +97,10 @@ JSONS: dict[str, Any] = {
     "reports/evaluate/vit/detail.json": _detail(),
     "reports/evaluate/cnn/explanation.json": {"pointing": 0.97},
     "reports/evaluate/vit/explanation.json": {"pointing": 0.9},
+    "reports/evaluate/cnn/explanation_detail.json": {
+        "reason": "Maps are made by Grad-CAM.", "proof": "It finds 94% of the corners.",
+        "pictures": {"explanation.png": "Red words are wrong answers."},
+    },
     "reports/select.json": {"selected": "cnn", "reason": ["The CNN is better."]},
     "reports/export.json": {"golden_images": 32, "max_logit_difference": 3e-6, "max_embedding_difference": 1e-6},
     "reports/robustness.json": {"corruption_accuracy": 0.8, "worst_class": EVIL, "passed": 1, "over_budget": []},

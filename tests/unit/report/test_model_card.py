@@ -47,7 +47,7 @@ def test_figures_come_with_intervals_and_limits_are_measured(card: str) -> None:
     assert "| accuracy | 94.00 % (84.00 to 98.00) |" in card
     assert "With 50 test images the accuracy is known to 14.0 points only." in card
     assert re.search(r"2 of 3 classes have fewer than 30 test images", card)
-    assert "| ONNX INT8 | 0.100 | 15.2 | 80.3 |" in card
+    assert "| ONNX INT8 | 0.10 | 15.2 | 80.3 |" in card
     assert "ViT" not in card.split("## Quantitative analyses")[1]
 
 

@@ -96,6 +96,13 @@ def test_damaged_files_are_told_and_never_end_the_report(whole: Path, content: s
     assert page.count("<section ") == 16
 
 
+def test_long_tables_are_folded(whole: Path) -> None:
+    rows = "".join(f"case {number},refused\n" for number in range(30))
+    (whole / "reports/robustness").mkdir(exist_ok=True)
+    (whole / "reports/robustness/malformed.csv").write_text(f"kind,outcome\n{rows}")
+    assert "<summary>Malformed bytes and extreme images, 30 rows</summary>" in page_of(whole)
+
+
 def test_files_of_another_run_than_the_locked_one_are_named(whole: Path) -> None:
     lock = "stages: {gate: {outs: [{path: reports/gate.json, md5: 00000000000000000000000000000000}]}}"
     (whole / "dvc.lock").write_text(lock)
