@@ -10,7 +10,16 @@ from visionloop.card import load_card
 from visionloop.compression import variants
 from visionloop.compression.memory import measure_memory
 from visionloop.compression.parity import Golden, accuracy
-from visionloop.compression.quantize import BATCH_SIZES, Choice, HeldOut, Recipe, calibration_indices, choose, flat
+from visionloop.compression.quantize import (
+    BATCH_SIZES,
+    Choice,
+    HeldOut,
+    Recipe,
+    calibration_indices,
+    choose,
+    flat,
+    weight_bits,
+)
 from visionloop.config import QuantizeParams, load_section
 from visionloop.data.packing import load_sample, load_split
 from visionloop.evaluation.budgets import refuse_over_budget
@@ -49,7 +58,7 @@ def main() -> None:
     golden = Golden.from_bytes(card.read_file(EXPORTED, GOLDEN))
     val, test = load_split(PACKED, "val"), load_split(PACKED, "test")
     train = load_sample(PACKED)  # without stored variants: ranges are set on images that the world sent
-    recipe = Recipe(params.operators.of(card.family), params.calibration, params.per_channel)
+    recipe = Recipe(params.operators.of(card.family), params.calibration, params.per_channel, weight_bits())
 
     with variants.one_thread():
         choice = choose(

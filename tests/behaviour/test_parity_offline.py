@@ -17,23 +17,26 @@ from pipeline.stages import export as export_stage
 from pipeline.stages import quantize as quantize_stage
 from tests.onnx_models import TEST, TRAIN, VAL, digits
 from tests.torch_models import OPSET, Family, trained
-from visionloop.card import load_card
+from visionloop.card import Calibration, load_card
 from visionloop.compression.export import onnx_bytes, torch_answers
 from visionloop.compression.parity import Golden, accuracy, prove_parity
-from visionloop.compression.quantize import HeldOut, Recipe, judge, measure, quantize
+from visionloop.compression.quantize import HeldOut, Recipe, judge, measure, quantize, weight_bits
 from visionloop.config import load_params
 from visionloop.data.packing import PackedMeta
 from visionloop.data.policy import AugmentPolicy
 from visionloop.errors import ArtifactError
+from visionloop.evaluation.budgets import OVER_BUDGET
 from visionloop.features import EmbeddingPCA
 from visionloop.files import sha256_bytes, write_json
 from visionloop.paths import (
+    CALIBRATION,
     EMBEDDING_PCA,
     EXPORTED,
     GOLDEN,
     MODEL_ONNX,
     MODEL_TORCH,
     PACKED,
+    ROBUSTNESS_REPORT,
     SELECTED,
     SHIPPED,
     family_folder,
@@ -44,7 +47,7 @@ from visionloop.runtime import OnnxModel, load
 ROOT = Path(__file__).parents[2]
 DATA = digits()
 HELD_OUT = HeldOut(DATA.images[VAL], DATA.labels[VAL], DATA.images[TEST], DATA.labels[TEST])
-CALIBRATION = DATA.images[TRAIN][:128]
+RANGES = DATA.images[TRAIN][:128]
 PARAMS = load_params(ROOT / "params.yaml")
 
 
@@ -61,7 +64,7 @@ def fp32(family: Family) -> bytes:
 
 @pytest.fixture(scope="module")
 def int8(family: Family, fp32: bytes) -> bytes:
-    return quantize(fp32, CALIBRATION, Recipe(PARAMS.quantize.operators.of(family)))
+    return quantize(fp32, RANGES, Recipe(PARAMS.quantize.operators.of(family), weight_bits=weight_bits()))
 
 
 def test_torch_and_onnx_say_the_same_of_every_test_image(family: Family, fp32: bytes) -> None:
@@ -183,7 +186,7 @@ def jpeg(gray: PixelArray) -> bytes:
 
 
 def write_inputs(family: Family, *, min_speedup: float) -> None:
-    """What `augment`, `train` and `select` would have written, in the present folder."""
+    """What the stages before `export` and `robustness` would have written, in the present folder."""
     text = (ROOT / "params.yaml").read_text()
     Path("params.yaml").write_text(text.replace("min_speedup: 1.0", f"min_speedup: {min_speedup}"))
     assert load_params().quantize.min_speedup == min_speedup
@@ -208,4 +211,8 @@ def write_inputs(family: Family, *, min_speedup: float) -> None:
     folder.mkdir(parents=True)
     torch.save(model.state_dict(), folder / MODEL_TORCH)
     card.with_files(folder, (MODEL_TORCH,)).write(folder)
+    # A temperature other than 1 would show in every answer below that is compared with the plain network's.
+    neutral = Calibration(temperature=1, precision_thresholds={}, unknown=None, review_below=0, review_share=0)
+    write_json(folder / CALIBRATION, neutral.model_dump(mode="json"))
+    write_json(ROBUSTNESS_REPORT, {OVER_BUDGET: []})
     write_json(SELECTED, {"family": family, "reason": "written by a test"})
