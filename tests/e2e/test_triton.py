@@ -33,14 +33,14 @@ from serving.store import Store
 from serving.trial import prove
 from tests.helpers_serving import DEPLOY, LABELS, SPEC, calibrated, ship
 from visionloop import paths, runtime
-from visionloop.card import Calibration
+from visionloop.card import Calibration, load_card
 from visionloop.config import load_params
 from visionloop.data.shards import append, read_images
 from visionloop.data.sources import open_source, open_sources
 from visionloop.data.splitting import Ledger, write_split
 from visionloop.errors import ImageError, ParityError, ServingError
 from visionloop.features import EmbeddingPCA, softmax
-from visionloop.files import sha256_bytes
+from visionloop.files import sha256_bytes, write_json
 from visionloop.preprocess import encode_png, preprocess
 from visionloop.records import SplitRow
 
@@ -652,7 +652,21 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ]
     write_split(paths.SPLIT, rows, params.split, Ledger())
     ship(paths.SHIPPED)
+    _let_pass(paths.SHIPPED)
     return tmp_path
+
+
+def _let_pass(shipped: Path, champion: tuple[str, ...] = ()) -> None:
+    """Write what the gate would have said of a model that it lets pass."""
+    report = {
+        "passed": True,
+        "forced": False,
+        "challenger": [load_card(shipped).files[paths.MODEL_ONNX]],
+        "champion": champion,
+        "champion_version": len(champion),
+        "verdict": ["It is as good."],
+    }
+    write_json(paths.GATE_REPORT, report)
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
@@ -675,7 +689,9 @@ def test_deploy_publishes_once_what_a_server_proved(project: Path, capsys: pytes
 def test_deploy_publishes_nothing_when_the_server_answers_otherwise(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(paths.SHIPPED, paths.MODEL_REPOSITORY, DEPLOY)
     before = _contents(paths.MODEL_REPOSITORY)
+    served = load_card(paths.SHIPPED).files[paths.MODEL_ONNX]
     ship(paths.SHIPPED, seed=1)
+    _let_pass(paths.SHIPPED, (served,))
     ship(project / "other", seed=2)
     offline = runtime.load(project / "other")
     monkeypatch.setattr(runtime, "load", lambda _: offline)

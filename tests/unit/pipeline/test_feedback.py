@@ -14,6 +14,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 from pipeline import feedback
 from pipeline.feedback import Pulled
@@ -423,9 +425,10 @@ def test_a_retraining_pulls_before_it_trains(store: Store, monkeypatch: pytest.M
 
     seen: list[int] = []
 
-    def train() -> list[str]:
+    def train(*, return_state: bool) -> State[list[str]]:
+        assert return_state
         seen.append(len(list(FEEDBACK.glob("*.parquet"))))
-        return []
+        return Completed(data=[])
 
     monkeypatch.setattr(flows, "pull_labels", flows.pull_labels.fn)  # the task's function, without a Prefect server
     monkeypatch.setattr(flows, "train", train)

@@ -73,7 +73,7 @@ def test_settings_of_tuning_that_do_not_fit_are_refused(old: str, new: str, word
 
 
 def test_a_grid_larger_than_its_trials_is_refused() -> None:
-    begin, end = TEXT.index("\n  space:"), TEXT.index("\nevaluate:")
+    begin, end = TEXT.index("\n  space:"), TEXT.index("\ncalibrate:")
     space = "\n  space:\n    train.batch_size: {low: 1, high: 31}\n"
     text = (TEXT[:begin] + space + TEXT[end:]).replace("sampler: tpe ", "sampler: grid ")
     with pytest.raises(ConfigError, match=r"has 31 combinations, but tune\.trials is 30"):
