@@ -29,7 +29,7 @@ import yaml
 
 from visionloop.compression.export import onnx_bytes
 from visionloop.compression.parity import accuracy
-from visionloop.compression.quantize import Recipe, calibration_indices, quantize
+from visionloop.compression.quantize import Recipe, calibration_indices, quantize, weight_bits
 from visionloop.config import Params, load_params
 from visionloop.data.packing import load_meta, load_split
 from visionloop.files import write_json
@@ -117,7 +117,9 @@ def one(family: Family, seed: int, params: Params, packed: Path, resume: Path) -
     result = train(family, training, val, meta, settings, resume=resume)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     fp32 = onnx_bytes(result.classifier, card=card_for(result.classifier, meta), opset=params.export.opset)
-    recipe = Recipe(params.quantize.operators.of(family), params.quantize.calibration, params.quantize.per_channel)
+    recipe = Recipe(
+        params.quantize.operators.of(family), params.quantize.calibration, params.quantize.per_channel, weight_bits()
+    )
     chosen = calibration_indices(training.labels, params.quantize.calibration_images)
     int8 = quantize(fp32, training.images[chosen], recipe)
     return {

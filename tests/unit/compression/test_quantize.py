@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -24,12 +25,13 @@ from visionloop.compression.quantize import (
     measure,
     normalisation_nodes,
     quantize,
+    weight_bits,
 )
 from visionloop.errors import ArtifactError
 from visionloop.runtime import OnnxModel
 
-CNN = Recipe(("Conv", "Gemm", "MatMul", "Add", "Relu"))
-VIT = Recipe(("MatMul", "Gemm"))
+CNN = Recipe(("Conv", "Gemm", "MatMul", "Add", "Relu"), weight_bits=weight_bits())
+VIT = Recipe(("MatMul", "Gemm"), weight_bits=weight_bits())
 RECIPES: dict[Family, Recipe] = {"cnn": CNN, "vit": VIT}
 DATA = digits()
 CALIBRATION = DATA.images[TRAIN][:70]  # not a multiple of the batch of 32
@@ -74,6 +76,15 @@ def test_activations_are_uint8_and_weights_int8_with_a_scale_per_channel() -> No
         weight, scale, *_ = from_weights[node.input[1]].input
         assert tensors[weight].data_type == onnx.TensorProto.INT8
         assert list(tensors[scale].dims) == [tensors[weight].dims[0]]
+
+
+@pytest.mark.parametrize(("bits", "largest"), [(8, 127), (7, 64)])
+def test_two_products_of_seven_bit_weights_fit_into_sixteen(bits: Literal[7, 8], largest: int) -> None:
+    """2 x 255 x 64 is below 2^15, so no pair of products saturates on a CPU without VNNI; 127 has no room."""
+    graph = onnx.load_from_string(quantize(fresh_onnx("cnn"), CALIBRATION, replace(CNN, weight_bits=bits))).graph
+    weights = [numpy_helper.to_array(item) for item in graph.initializer if item.data_type == onnx.TensorProto.INT8]
+    found = max(int(np.abs(item.astype(int)).max()) for item in weights if item.ndim > 1)
+    assert found == largest
 
 
 @pytest.mark.parametrize("family", ["cnn", "vit"])
