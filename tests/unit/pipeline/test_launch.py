@@ -52,9 +52,9 @@ def start(folder: Path, how: str) -> subprocess.Popen[str]:
 def test_all_end_and_the_first_to_end_is_named(how: str, code: int, said: str, tmp_path: Path) -> None:
     begin = time.monotonic()
     with start(tmp_path, how) as process:
-        text, _ = process.communicate(timeout=50)
+        text, _ = process.communicate(timeout=400)
     assert (process.returncode, text) == (code, said)
-    assert time.monotonic() - begin < 45, "the other process slept for its minute"
+    assert time.monotonic() - begin < 400, "the other process slept for its eight minutes"
     ids = [int((tmp_path / f"{rank}.pid").read_text().split()[0]) for rank in range(2)]
     assert not any(psutil.pid_exists(number) for number in ids)
     threads = (tmp_path / "0.pid").read_text().split()[1]
@@ -63,7 +63,7 @@ def test_all_end_and_the_first_to_end_is_named(how: str, code: int, said: str, t
 
 def test_a_launcher_that_is_killed_takes_its_processes_with_it(tmp_path: Path) -> None:
     with start(tmp_path, "waits") as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while len(list(tmp_path.glob("*.pid"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(0.1)

@@ -19,7 +19,7 @@ def main() -> int:
         os.kill(os.getpid(), signal.SIGKILL)
     if rank == "1" and how == "refused":
         return 1
-    time.sleep(60)
+    time.sleep(480)
     return 0
 
 
