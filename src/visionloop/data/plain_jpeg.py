@@ -50,9 +50,10 @@ def read_plain_jpeg(data: bytes, *, max_pixels: int, least_side: int) -> PlainJp
     scale = next(scale for scale in _SCALES if scale <= most)
     size = -(-width // scale), -(-height // scale)
     mode = "L" if components == 1 else "RGBX"
+    least = size if scale > 1 else (0, 0)  # a size to keep could be met by a scale of 7/8 for images under 8 pixels
     try:
         pixels = simplejpeg.decode_jpeg(
-            data, "GRAY" if components == 1 else mode, min_width=size[0], min_height=size[1], min_factor=scale
+            data, "GRAY" if components == 1 else mode, min_width=least[0], min_height=least[1], min_factor=scale
         )
     except ValueError:  # also for what libjpeg only warns of
         return None
@@ -68,10 +69,10 @@ def _frame(data: bytes) -> tuple[int, int, int, int] | None:
         return None
     frame = None
     place = 2
-    while place + 20 <= len(data) and data[place] == 0xFF:
+    while place + 4 <= len(data) and data[place] == 0xFF:
         marker = data[place + 1]
         length = int.from_bytes(data[place + 2 : place + 4], "big")
-        if marker in _FRAMES and frame is None:
+        if marker in _FRAMES and frame is None and length >= 8 and place + 12 <= len(data):
             frame = _FRAME.unpack_from(data, place + 4)
         elif marker == _JFIF:
             if length < 16 or data[place + 4 : place + 9] != b"JFIF\0":  # Pillow refuses shorter ones
