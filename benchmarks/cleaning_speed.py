@@ -2,13 +2,16 @@
 
 What:    N JPEGs of 256 pixels with detail at every scale, quality 90, made from a seed; `--rounds` times, in turn:
          decode      torchvision.io.decode_jpeg in two threads on bytes in memory: libjpeg-turbo, and nothing else
-         pillow      the same by Pillow, which is what the project decodes with
-         measure     `cleaning.measure_all` in two processes, from the Parquet shards: read, sha256, decode, numbers, hashes
+         pillow      the same by Pillow
+         measure     `cleaning.measure_all`, from the Parquet shards: read, sha256, the way to two processes, decode,
+                     numbers, hashes; this process, which reads and hands out, shares the two cores with them
          clean       the same, then duplicates and every verdict; without outliers and suspected labels, which cleanvision
                      does not look for
          cleanvision Imagelab(...).find_issues(n_jobs=2) on the files
          Medians and ratios of one run; absolute figures change with the machine's other work. Starting the processes and
-         importing libraries is not counted for any of them.
+         importing libraries is not counted for any of them. CPU seconds are those of this process and its workers together;
+         their ratio is the one to trust where other work runs, since three processes then get more of the cores than two
+         threads.
 Command: python -m benchmarks.cleaning_speed --tools-python PYTHON [--images 4000] [--rounds 3]
          (PYTHON: of an environment made from benchmarks/requirements.lock)
 Writes:  benchmarks/results/cleaning_speed.json
@@ -29,6 +32,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import torch
 import torchvision
 from PIL import Image
@@ -61,6 +65,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     seconds: dict[str, list[float]] = {}
+    cpu: dict[str, list[float]] = {}
     params = load_params().clean.model_copy(update={"outliers": False, "suspect_labels": False})
     with tempfile.TemporaryDirectory(prefix="visionloop-speed-") as made:
         work = Path(made)
@@ -77,28 +82,40 @@ def main() -> None:
             tasks: dict[str, Callable[[], float]] = {
                 "decode": lambda: decode(list(files.values())),
                 "pillow": lambda: decode_with_pillow(list(files.values())),
-                "measure": lambda: clean(work, executor, params)[0],
-                "clean": lambda: clean(work, executor, params)[1],
+                "measure": lambda: clean(work, executor, None),
+                "clean": lambda: clean(work, executor, params),
             }
             if arguments.tools_python:
                 tasks["cleanvision"] = lambda: cleanvision(arguments.tools_python, work / "raw")
             for number in range(arguments.rounds):
                 for name, task in tasks.items():
+                    before = cpu_seconds()
                     seconds.setdefault(name, []).append(task())
+                    if name != "cleanvision":  # its processes have ended, and their times with them
+                        cpu.setdefault(name, []).append(cpu_seconds() - before)
                     print(f"round {number + 1}: {name} {arguments.images / seconds[name][-1]:,.0f} images/s", flush=True)
-    report(arguments.images, sum(map(len, files.values())) / len(files), seconds)
+    report(arguments.images, sum(map(len, files.values())) / len(files), seconds, cpu)
 
 
-def report(images: int, mean_bytes: float, seconds: dict[str, list[float]]) -> None:
+def cpu_seconds() -> float:
+    """What this process and those that it started have used so far."""
+    here = psutil.Process()
+    times = [process.cpu_times() for process in (here, *here.children(recursive=True))]
+    return sum(one.user + one.system for one in times)
+
+
+def report(images: int, mean_bytes: float, seconds: dict[str, list[float]], cpu: dict[str, list[float]]) -> None:
     """Print and write the medians and their ratios."""
     rates = {name: images / statistics.median(values) for name, values in seconds.items()}
     ratios = {
         f"{ours}_by_{limit}": rates[ours] / rates[limit] for limit in ("decode", "pillow") for ours in ("measure", "clean")
     }
+    spent = {name: statistics.median(values) / images for name, values in cpu.items()}
+    ratios["measure_by_decode_cpu"] = spent["decode"] / spent["measure"]
     if "cleanvision" in rates:
         ratios["clean_by_cleanvision"] = rates["clean"] / rates["cleanvision"]
     for name, rate in rates.items():
-        print(f"{name:12} {rate:8,.0f} images/s")
+        print(f"{name:12} {rate:8,.0f} images/s, {spent.get(name, 0) * 1e6:,.0f} µs of CPU an image")
     for name, ratio in ratios.items():
         goal = f", goal {GOALS[name]:g}" if name in GOALS else ""
         print(f"{name:20} {ratio:6.2f}{goal}")
@@ -111,6 +128,7 @@ def report(images: int, mean_bytes: float, seconds: dict[str, list[float]]) -> N
             "mean_bytes": round(mean_bytes),
             "processes": PROCESSES,
             "seconds": {name: [round(value, 3) for value in values] for name, values in seconds.items()},
+            "cpu_seconds": {name: [round(value, 3) for value in values] for name, values in cpu.items()},
             "images_per_second": {name: round(rate) for name, rate in rates.items()},
             "ratios": {name: round(ratio, 3) for name, ratio in ratios.items()},
             "goals": GOALS,
@@ -170,16 +188,16 @@ def decode_with_pillow(files: list[bytes]) -> float:
     return time.perf_counter() - start
 
 
-def clean(work: Path, executor: Executor, params: CleanParams) -> tuple[float, float]:
-    """Seconds to measure, and to measure, score and judge."""
+def clean(work: Path, executor: Executor, params: CleanParams | None) -> float:
+    """Seconds to measure, and with `params` to score and judge too."""
     rows = read_images(work / "images.parquet")
     start = time.perf_counter()
     with Thumbs(len(rows), work) as thumbs:
         measures: Measures = cleaning.measure_all(rows, read_bytes(work / "shards", rows), executor, 50_000_000, thumbs)
-        measured = time.perf_counter() - start
-        judged = cleaning.judge(rows, measures, cleaning.score(rows, measures, thumbs, Resolved.none(), params), params)
-    assert sum(1 for _ in judged) == len(rows)
-    return measured, time.perf_counter() - start
+        if params:
+            scores = cleaning.score(rows, measures, thumbs, Resolved.none(), params)
+            assert sum(1 for _ in cleaning.judge(rows, measures, scores, params)) == len(rows)
+    return time.perf_counter() - start
 
 
 def cleanvision(python: Path, folder: Path) -> float:

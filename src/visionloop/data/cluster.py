@@ -30,7 +30,7 @@ WORKERS_SECONDS = 10.0  # for the first worker to register
 LOOK_SECONDS = 2.0  # between two looks at who is still there
 LOST_SECONDS = 60.0  # without one worker, after which the work is given up
 # Other versions of these may cut the connection, or decode and resize a picture to other pixels.
-_SAME = ("python", "dask", "distributed", "numpy", "pillow")
+_SAME = ("python", "dask", "distributed", "numpy", "pillow", "simplejpeg")
 _SAME_ON_SCHEDULER = ("python", "dask", "distributed")
 
 
@@ -135,7 +135,7 @@ class Cluster(Workers):
             ) from error
 
     def _refuse_other_versions(self) -> None:
-        found = self._client.get_versions(packages=["pillow"])
+        found = self._client.get_versions(packages=["pillow", "simplejpeg"])
         here = _packages(found["client"])
         others: list[tuple[str, Mapping[str, Any], tuple[str, ...]]] = [
             ("the scheduler", found["scheduler"], _SAME_ON_SCHEDULER),

@@ -5,7 +5,6 @@ Runs in the processes of the pool, so it imports little. Does not cover: compari
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from visionloop.data.thumbs import THUMB_SIDE
+from visionloop.preprocess import PixelArray
 
 _TERMS = 8
 
@@ -28,24 +28,29 @@ class Fingerprint:
 
 def fingerprint(image: Image.Image) -> Fingerprint:
     """The fingerprint of an RGB image of any size."""
-    thumb = small_copy(image)
-    plain, mirrored = perceptual_hashes([thumb])
-    return Fingerprint(int(plain[0]), int(mirrored[0]), thumb.tobytes())
+    thumb = small_pixels(image)
+    plain, mirrored = perceptual_hashes(np.frombuffer(thumb, dtype=np.uint8).reshape(1, THUMB_SIDE, THUMB_SIDE, 3))
+    return Fingerprint(int(plain[0]), int(mirrored[0]), thumb)
 
 
-def small_copy(image: Image.Image) -> Image.Image:
-    """An image of any size at THUMB_SIDE x THUMB_SIDE pixels."""
-    return image.resize((THUMB_SIDE, THUMB_SIDE), Image.Resampling.BILINEAR)
+def small_pixels(image: Image.Image) -> bytes:
+    """An image of any size, in mode "RGB", "RGBX" or "L", at THUMB_SIDE x THUMB_SIDE pixels: uint8 RGB."""
+    if image.size != (THUMB_SIDE, THUMB_SIDE):
+        image = image.resize((THUMB_SIDE, THUMB_SIDE), Image.Resampling.BILINEAR)
+    return (image.convert("RGB") if image.mode == "L" else image).tobytes("raw", "RGB")
 
 
-def perceptual_hashes(thumbs: Sequence[Image.Image]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    """The 64 signs of the lowest cosine terms of gray RGB thumbs around their median, and those of their mirror images.
+def perceptual_hashes(thumbs: PixelArray) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    """The 64 signs of the lowest cosine terms of RGB thumbs [N, 32, 32, 3] in gray, and those of their mirror images.
 
-    The DCT hash of Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions" (2010). Scaling, re-encoding
-    and a change of brightness move a few bits. Mirroring an image turns the sign of its odd horizontal terms.
+    A sign is taken around the median of the terms: the DCT hash of Zauner, "Implementation and Benchmarking of Perceptual
+    Image Hash Functions" (2010). Scaling, re-encoding and a change of brightness move a few bits. Mirroring an image turns
+    the sign of its odd horizontal terms.
     """
-    gray = np.frombuffer(b"".join(thumb.convert("L").tobytes() for thumb in thumbs), dtype=np.uint8)
-    terms = _DCT @ gray.reshape(-1, THUMB_SIDE, THUMB_SIDE).astype(np.float32) @ _DCT.T
+    # As Pillow makes gray of RGB, in one go for all.
+    red, green, blue = (thumbs[..., channel].astype(np.uint32) for channel in range(3))
+    gray = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
+    terms = _DCT @ gray.astype(np.float32) @ _DCT.T
     return _bits(terms), _bits(terms * _MIRROR)
 
 

@@ -20,10 +20,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from visionloop.data.fingerprints import perceptual_hashes, small_copy
+from visionloop.data.fingerprints import perceptual_hashes, small_pixels
+from visionloop.data.plain_jpeg import read_plain_jpeg
 from visionloop.data.thumbs import THUMB_SIDE, Thumbs
 from visionloop.errors import ImageError
-from visionloop.preprocess import PILLOW_ERRORS, load, upright_rgb
+from visionloop.preprocess import PILLOW_ERRORS, PixelArray, load, upright_rgb
 
 FloatArray = npt.NDArray[np.float32]
 FloatArray64 = npt.NDArray[np.float64]
@@ -150,10 +151,10 @@ class MeasureBatch:
                 columns[name][place] = value
             decoded.append(place)
             pictures.append(seen)
-            thumbs[place] = seen.thumb.tobytes()
+            thumbs[place] = seen.thumb
         # Together for all images of a batch, since one by one numpy's overhead would be several times the work.
         if decoded:
-            for name, values in _numbers(pictures, [thumbs[place] for place in decoded]).items():
+            for name, values in _numbers(pictures).items():
                 columns[name][decoded] = values
         return MeasuredBatch(np.array([number for number, _ in batch], dtype=np.int64), columns, thumbs, faults)
 
@@ -172,23 +173,31 @@ class _Pictures:
 
     gray: Image.Image  # both sides under 256 pixels
     half: Image.Image | None  # half of `gray`, of images under 128 pixels
-    thumb: Image.Image
+    thumb: bytes  # uint8 RGB, THUMB_SIDE x THUMB_SIDE
 
 
 def _look(data: bytes, max_pixels: int) -> tuple[dict[str, int | str], _Pictures]:
     """Decode one image; what its file says, by column, and its pictures. Raises ImageError."""
+    plain = read_plain_jpeg(data, max_pixels=max_pixels, least_side=_SIDE)
+    if plain is None:
+        return _look_closely(data, max_pixels)
+    facts: dict[str, int | str] = {
+        "width_pixels": plain.width_pixels,
+        "height_pixels": plain.height_pixels,
+        "mode": plain.mode,
+        "format": "JPEG",
+        "bit_depth": 8,
+    }
+    return facts, _pictures(plain.image)
+
+
+def _look_closely(data: bytes, max_pixels: int) -> tuple[dict[str, int | str], _Pictures]:
+    """`_look` at a file of any kind."""
     loaded = load(data, max_pixels=max_pixels, least_side=_SIDE)
     stored = loaded.image
     orientation = _orientation(stored)
     # An upright RGB image is what `upright_rgb` would give a copy of.
-    plain = stored.mode == "RGB" and orientation == 1 and "transparency" not in stored.info
-    rgb = stored if plain else upright_rgb(stored)
-    factor = 1 << max(0, (max(rgb.size) // _SIDE).bit_length() - 1)
-    if factor > 1:
-        rgb = rgb.reduce(factor)
-    gray = rgb.convert("L")
-    # A copy of 32 to 63 pixels a side costs a sixth of resizing the larger one.
-    rough = (max(1, rgb.width // THUMB_SIDE), max(1, rgb.height // THUMB_SIDE))
+    ready = stored.mode == "RGB" and orientation == 1 and "transparency" not in stored.info
     width, height = loaded.width_pixels, loaded.height_pixels
     if orientation in _SIDEWAYS:
         width, height = height, width
@@ -203,14 +212,26 @@ def _look(data: bytes, max_pixels: int) -> tuple[dict[str, int | str], _Pictures
         "animated": loaded.format in ("PNG", "WEBP") and getattr(stored, "n_frames", 1) > 1,
         "exif_orientation": orientation,
     }
-    thumb = small_copy(rgb.reduce(rough) if max(rough) > 1 else rgb)
-    return facts, _Pictures(gray, gray.reduce(2) if max(rgb.size) < _SIDE else None, thumb)
+    return facts, _pictures(stored if ready else upright_rgb(stored))
 
 
-def _numbers(pictures: list[_Pictures], thumbs: list[bytes]) -> dict[str, npt.NDArray[np.generic]]:
+def _pictures(image: Image.Image) -> _Pictures:
+    """What is measured of an upright image in mode "RGB", "RGBX" or "L"."""
+    factor = 1 << max(0, (max(image.size) // _SIDE).bit_length() - 1)
+    if factor > 1:
+        image = image.reduce(factor)
+    gray = image.convert("L")
+    # A copy of 32 to 63 pixels a side costs a sixth of resizing the larger one.
+    rough = (max(1, image.width // THUMB_SIDE), max(1, image.height // THUMB_SIDE))
+    thumb = small_pixels(image.reduce(rough) if max(rough) > 1 else image)
+    return _Pictures(gray, gray.reduce(2) if max(image.size) < _SIDE else None, thumb)
+
+
+def _numbers(pictures: list[_Pictures]) -> dict[str, npt.NDArray[np.generic]]:
     """The columns that are computed for many images at once."""
     found: dict[str, npt.NDArray[np.generic]] = dict(_levels(np.array([one.gray.histogram() for one in pictures])))
-    found["hash"], found["mirrored_hash"] = perceptual_hashes([one.thumb for one in pictures])
+    thumbs = np.frombuffer(b"".join(one.thumb for one in pictures), dtype=np.uint8).reshape(-1, THUMB_SIDE, THUMB_SIDE, 3)
+    found["hash"], found["mirrored_hash"] = perceptual_hashes(thumbs)
     found["colourfulness"] = _colourfulness(thumbs)
     found["sharpness"], found["steepness"] = _steepness([one.gray for one in pictures])
     halves = {place: one.half for place, one in enumerate(pictures) if one.half is not None}
@@ -284,10 +305,9 @@ def _mean_square(values: npt.NDArray[np.int16]) -> FloatArray64:
     return np.asarray(rows.sum(axis=1, dtype=np.int64) / values[0].size)
 
 
-def _colourfulness(thumbs: list[bytes]) -> FloatArray64:
-    """Of RGB images of THUMB_SIDE x THUMB_SIDE pixels; exact up to the square root, since sums are of whole numbers."""
-    pixels = np.frombuffer(b"".join(thumbs), dtype=np.uint8).reshape(len(thumbs), -1, 3)
-    red, green, blue = pixels.transpose(2, 0, 1).astype(np.int16)
+def _colourfulness(thumbs: PixelArray) -> FloatArray64:
+    """Of RGB images [N, H, W, 3]; exact up to the square root, since sums are of whole numbers."""
+    red, green, blue = thumbs.reshape(len(thumbs), -1, 3).transpose(2, 0, 1).astype(np.int16)
     means, variance = [], np.zeros(len(thumbs))
     for opponents, scale in ((red - green, 1), (red + green - 2 * blue, 2)):
         count = scale * opponents.shape[1]
