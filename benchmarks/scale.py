@@ -6,7 +6,8 @@ What:    N JPEGs of 32 pixels from a seed, as Parquet files of the Hugging Face 
          source and 32 pixels. A stage's memory is the sum over its process tree, four times a second, the largest sum:
            gb_rss  resident pages; a page that two processes share, or a part of a mapped file, counts in each
            gb_pss  the same with a shared page divided among those that share it: what the stage takes from the machine
-         Page cache that no process maps is in neither.
+         Page cache that no process maps is in neither. `cpu_seconds` are those of a stage's processes together; where other
+         work shares the cores, their growth is the one to trust.
 Command: python -m benchmarks.scale --images 100000 300000 1000000 [--folder FOLDER with 12 GB of room]
 Writes:  benchmarks/results/scale.json, a run per number of images; runs of other numbers stay in it
 """
@@ -19,6 +20,7 @@ import io
 import json
 import multiprocessing
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -108,7 +110,7 @@ def run(stage: str, project: Path) -> dict[str, float]:
     """Run one stage's script in the project; its seconds and the largest memory of its processes together."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
     log = project / f"{stage}.log"
-    start = time.perf_counter()
+    start, spent = time.perf_counter(), _children_cpu()
     rss = pss = 0
     with log.open("w") as file:
         process = psutil.Popen(
@@ -122,10 +124,21 @@ def run(stage: str, project: Path) -> dict[str, float]:
             found = _memory(process)
             rss, pss = max(rss, found[0]), max(pss, found[1])
             time.sleep(SECONDS_BETWEEN_SAMPLES)
-    seconds = time.perf_counter() - start
+    seconds, spent = time.perf_counter() - start, _children_cpu() - spent
     if process.returncode:
         raise SystemExit(f"{stage} failed:\n{log.read_text()[-3000:]}")
-    return {"seconds": round(seconds, 1), "gb_rss": round(rss / 1e9, 2), "gb_pss": round(pss / 1e9, 2)}
+    return {
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(spent, 1),
+        "gb_rss": round(rss / 1e9, 2),
+        "gb_pss": round(pss / 1e9, 2),
+    }
+
+
+def _children_cpu() -> float:
+    """Seconds of CPU of all processes that this one has started and that have ended, with theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _memory(parent: psutil.Process) -> tuple[int, int]:
@@ -149,6 +162,9 @@ def record(images: int, stages: dict[str, dict[str, float]], kept: int) -> None:
         "stages": stages,
         "seconds_per_100k": {
             stage: round(one["seconds"] * 1e5 / images, 1) for stage, one in stages.items()
+        },
+        "cpu_seconds_per_100k": {
+            stage: round(one["cpu_seconds"] * 1e5 / images, 1) for stage, one in stages.items()
         },
         "within_goal": max(one["gb_rss"] for one in stages.values()) < GOAL_GB,
         "machine": machine(),
