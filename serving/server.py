@@ -156,6 +156,11 @@ class TritonServer:
         return f"{_LOOPBACK}:{self.ports.grpc}"
 
     @property
+    def python(self) -> Path:
+        """The interpreter that the models run in, with what they import; there after `start`."""
+        return self._run_dir / "python" / "bin" / "python3"
+
+    @property
     def pid(self) -> int | None:
         """Process id of the guard, whose child the server is; None when it does not run."""
         return self._process.pid if self._process and self._process.poll() is None else None
