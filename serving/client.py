@@ -218,6 +218,9 @@ class Client:
         raise AssertionError("unreachable")
 
     def _translated(self, error: BaseException) -> ImageError | ServingError:
+        late = f"The Triton server at {self._url} did not answer in time; send fewer images at once."
+        if isinstance(error, TimeoutError):
+            return ServingError(late)
         if not isinstance(error, InferenceServerException):
             return ServingError(f"No Triton server answers at {self._url} ({error}); start one with `visionloop serve`.")
         status, message = str(error.status()), str(error.message())
@@ -226,7 +229,7 @@ class Client:
         if self._is_connection_fault(error):
             return ServingError(f"No Triton server answers at {self._url}; start one with `visionloop serve`.")
         if "DEADLINE" in status:
-            return ServingError(f"The Triton server at {self._url} did not answer in time; send fewer images at once.")
+            return ServingError(late)
         return ServingError(f"The Triton server at {self._url} fails: {message}")
 
     def _is_connection_fault(self, error: BaseException) -> bool:

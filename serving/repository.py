@@ -90,12 +90,16 @@ def version_folder(repository: Path, version: int) -> Path:
 
 
 def versions(repository: Path) -> list[int]:
-    """The published versions, oldest first; folders that Triton would not serve (`01`, `abc`) are left out."""
+    """The published versions, oldest first; folders that Triton would not serve (`01`, `abc`) and links are left out."""
+    found = {number: version_folder(repository, number) for number in _numbers(repository)}
+    return sorted(number for number, folder in found.items() if folder.is_dir() and not folder.is_symlink())
+
+
+def _numbers(repository: Path) -> list[int]:
+    """Every number that is taken, also by what is no version."""
     folder = repository / CLASSIFIER
-    if not folder.is_dir():
-        return []
-    names = (entry.name for entry in folder.iterdir() if entry.is_dir())
-    return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)) and name != "0")
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    return [int(name) for name in names if name.isdecimal() and name == str(int(name)) and name != "0"]
 
 
 def publish(
@@ -142,7 +146,7 @@ def _publish(shipped: Path, card: ModelCard, repository: Path, params: DeployPar
         _write_models(repository, card, params, _served(old))
         return old.champion, False
     _remove_leftovers(repository)
-    version = max([*versions(repository), old.champion if old else 0], default=0) + 1
+    version = max([*_numbers(repository), old.champion if old else 0], default=0) + 1
     card = card.model_copy(update={"lineage": {**card.lineage, **extra.lineage}})
     _write_version(shipped, card, version_folder(repository, version), extra.seen)
     release = Release(

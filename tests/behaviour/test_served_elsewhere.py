@@ -61,7 +61,7 @@ def test_all_it_needs_is_in_the_files_metadata(reader: Any, exported: bytes) -> 
 @pytest.mark.parametrize("size", [(16, 16), (24, 10), (10, 24)])
 def test_every_fit_is_described_to_the_pixel(reader: Any, fit: Fit, size: tuple[int, int]) -> None:
     for name in ("nearest", "box", "bilinear", "bicubic", "lanczos"):
-        spec = replace(PreprocessSpec(*size), fit=fit, filter=name)  # type: ignore[arg-type]
+        spec = replace(PreprocessSpec(*size), fit=fit, filter=name)
         reader.spec = {**RULES, "height": spec.height, "width": spec.width, "fit": fit, "filter": name}
         for width, height in ((90, 60), (5, 7), (1, 40), (400, 3), (24, 10), (37, 53)):
             data = odd_images.png_16_bit(np.asarray(PICTURE.resize((width, height))).astype(np.uint16) * 257)

@@ -583,6 +583,27 @@ def test_a_damaged_model_does_not_start_and_the_reason_is_said(tmp_path: Path) -
     assert made.server.ready() is False
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [(None, "classifier"), ("this is no configuration {", "classifier"), ('name: "another"', "classifier")],
+    ids=["missing", "broken", "of another name"],
+)
+def test_a_configuration_that_is_none_is_said_and_publishing_writes_it_again(
+    tmp_path: Path, text: str | None, sentence: str
+) -> None:
+    made = _make(tmp_path)
+    config = tmp_path / "model_repository/classifier/config.pbtxt"
+    good = config.read_text()
+    config.unlink()
+    if text is not None:
+        config.write_text(text)
+    with pytest.raises(ServingError, match=f"Triton ended while it started: .*{sentence}") as error:
+        made.server.start()
+    print(error.value)
+    publish(tmp_path / "shipped", tmp_path / "model_repository", DEPLOY)
+    assert config.read_text() == good
+
+
 def test_a_journal_that_cannot_be_written_costs_no_answer(tmp_path: Path) -> None:
     (tmp_path / "spool").write_text("a file where the folder should be")
     made = _make(tmp_path)

@@ -25,11 +25,13 @@ def changed(change: Callable[[onnx.ModelProto], object]) -> bytes:
 
 
 def dimension(item: onnx.ValueInfoProto, place: int) -> onnx.TensorShapeProto.Dimension:
-    return item.type.tensor_type.shape.dim[place]
+    found: onnx.TensorShapeProto.Dimension = item.type.tensor_type.shape.dim[place]
+    return found
 
 
 def entry(proto: onnx.ModelProto, key: str) -> onnx.StringStringEntryProto:
-    return next(item for item in proto.metadata_props if item.key == key)
+    found: onnx.StringStringEntryProto = next(item for item in proto.metadata_props if item.key == key)
+    return found
 
 
 def fix_batch(proto: onnx.ModelProto) -> None:
