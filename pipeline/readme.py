@@ -49,7 +49,8 @@ ORDER = (
     "sources", "shards", "thumbs", "fingerprints", "measures", "decisions", "duplicates", "embedding", "outliers",
     "label_issues", "cleaning", "cleaning_page", "splitting", "policy", "balancing",
     "packing", "augmentation", "operations", "automatic", "mixing", "extremes", "range_check", "contact_sheet",
-    "repository", "server", "guard", "trial", "pixels", "client", "spool", "images", "store", "labels", "classify", "classifier",
+    "repository", "server", "guard", "trial", "pixels", "client", "spool", "images", "store", "labels", "classify",
+    "classifier",
     "window", "frame", "drift", "decision", "watch", "dashboard", "workspace", "alerts", "simulator",
 )  # fmt: skip
 REST = {

@@ -100,8 +100,8 @@ def _endpoint(root: Path) -> Table:
         for protocol, words in (("http", "HTTP"), ("grpc", "gRPC"))
     )
     note = (
-        f"Version {deploy['version']:.0f}, proved before it was published on {parity['held_out_images']:.0f} held-out images "
-        f"and {parity['odd_files']:.0f} odd files, from torch (logits within "
+        f"Version {deploy['version']:.0f}, proved before it was published on {parity['held_out_images']:.0f} held-out "
+        f"images and {parity['odd_files']:.0f} odd files, from torch (logits within "
         f"{pairs['torch_onnx']['max_logit_distance']:.1e}) to the server."
     )
     heads = ("protocol", "ms per image", "largest distance of a logit to offline, by tensor", "by file")
