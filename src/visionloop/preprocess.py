@@ -44,7 +44,8 @@ RULES: dict[str, Any] = {
     "alpha_over": [255, 255, 255],
     "gray_16_bit": "(value + 128) // 257",
     "other_modes": "Pillow's convert('RGB')",
-    "resize": "Pillow's resize to uint8, whose filter widens with the reduction",
+    # Pillow 13 takes the vertical pass first where that is cheaper; before it, the horizontal one was always the first.
+    "resize": "resize of Pillow 13 to uint8, whose filter widens with the reduction",
     "letterbox_fill": [114, 114, 114],
     "input": "uint8 [batch, height, width, 3], 0 to 255",
     "normalisation": "in the graph",  # scale, mean, std and layout

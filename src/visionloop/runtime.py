@@ -24,7 +24,6 @@ from visionloop.card import EMBEDDING_NAME, INPUT_NAME, LOGITS_NAME, ModelCard, 
 from visionloop.errors import ArtifactError, ImageError
 from visionloop.onnx_file import check_onnx
 from visionloop.paths import MODEL_ONNX
-from visionloop.preprocess import RULES
 
 Images = npt.NDArray[np.uint8]  # [N, H, W, 3]
 Floats = npt.NDArray[np.float32]
@@ -154,10 +153,12 @@ def check_agreement(model: OnnxModel, card: ModelCard, folder: Path) -> None:
     }
     if PREPROCESS_KEY in model.metadata:
         found = _parsed(model.metadata[PREPROCESS_KEY])
-        whole = {**asdict(card.preprocess), **RULES}
-        # A file of an earlier visionloop has the spec without the rules.
-        said["preprocessing"] = {key: whole.get(key) for key in found} if isinstance(found, dict) else whole
-        has["preprocessing"] = found
+        spec = asdict(card.preprocess)
+        said["preprocessing"] = {"rules": card.preprocess_rules["rules"], **spec}
+        # A file of an earlier visionloop has the spec without the rules, which were the first.
+        has["preprocessing"] = (
+            {"rules": found.get("rules", 1), **{key: found.get(key) for key in spec}} if isinstance(found, dict) else None
+        )
     for what, value in said.items():
         if has[what] != value:
             raise ArtifactError(
