@@ -88,7 +88,7 @@ def main() -> None:
         asked = Questions(files, tensors, [file.data for file in refused])
         trial = serve(SHIPPED, asked, Path(folder), deploy=deploy, limits=limits)
     here = pixels.read([*files, *(file.data for file in refused)], card.preprocess, max_pixels)
-    pairs = _pairs(forms, trial, card, params)
+    pairs = _pairs(forms, trial, card, params, len(collected))
     refusals = _refusals([file.kind for file in refused], here.found[len(files) :], trial)
     unread = [index for index in range(len(files)) if here.found[index] != trial.pixels.found[index]]
 
@@ -194,7 +194,7 @@ def _is_served(data: bytes, limits: ServeParams) -> bool:
     return True
 
 
-def _pairs(forms: dict[str, Form], trial: Trial, card: ModelCard, params: ParityParams) -> list[Pair]:
+def _pairs(forms: dict[str, Form], trial: Trial, card: ModelCard, params: ParityParams, collected: int) -> list[Pair]:
     torch, fp32, offline = forms["torch"], forms["fp32"], forms["offline"]
 
     def pair(name: str, key: str, one: Form, other: Form, answers: Sequence[int] | None = None) -> Pair:
@@ -204,8 +204,9 @@ def _pairs(forms: dict[str, Form], trial: Trial, card: ModelCard, params: Parity
         tolerance = (key, getattr(params.tolerances, key))
         words = (one.name, other.name)
         return agreement.compare(
-            name, words, one.logits, other.logits, tolerance=tolerance, embeddings=embeddings, answers=answers
-        )
+            name, words, one.logits, other.logits, tolerance=tolerance, embeddings=embeddings, answers=answers,
+            judged=collected if key == "shipped" else None,
+        )  # fmt: skip
 
     found = [pair("torch_onnx", "onnx", torch, fp32)]
     shipped = Form(f"the shipped {card.precision.upper()}", offline.logits, offline.embedding)

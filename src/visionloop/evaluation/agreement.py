@@ -27,7 +27,7 @@ FLOOR = 1e-30
 # Why the two forms of a pair may differ at all.
 REASONS = {
     "onnx": "Both compute in float32; sums run in another order, and the graph has folded what torch keeps apart.",
-    "shipped": "INT8 rounds weights and activations on purpose; FP32 that is shipped is the same file.",
+    "shipped": "INT8 rounds on purpose, in ranges set on images as collected, which alone count; FP32 is the same file.",
     "tensor": "The same file in the same ONNX Runtime; another batch size may sum in another order.",
     "bytes": "As by tensor, with another Pillow's decoding before it and float32 probabilities after it.",
 }
@@ -67,10 +67,12 @@ def compare(
     tolerance: tuple[str, Tolerance],
     embeddings: tuple[Floats, Floats] | None = None,
     answers: Sequence[int] | None = None,
+    judged: int | None = None,
 ) -> Pair:
     """Compare logits [N, K] of a reference and a form, N at least 1.
 
-    `answers` [N] are the classes that the form names, where it says more than logits. NaN is beyond every limit.
+    `answers` [N] are the classes that the form names, where it says more than logits; only the first `judged` images count
+    in the distance, all unless named. NaN is beyond every limit.
 
     >>> compare("torch_onnx", ("torch", "ONNX FP32"), logits, others, tolerance=("onnx", params.tolerances.onnx)).over
     ()
@@ -85,11 +87,12 @@ def compare(
     if embeddings is not None:
         scale = max(1.0, float(np.abs(embeddings[0]).max(initial=0.0)))
         embedding = float(np.abs(np.asarray(embeddings[0], np.float64) - embeddings[1]).max(initial=0.0)) / scale
+    count = len(wide) if judged is None else judged
     distance = Distance(
-        images=len(wide),
-        agreement=1 - float((~tied[others]).sum()) / len(wide),
-        max_logit_distance=float(by_image.max()),
-        mean_logit_distance=float(np.abs(wide - got).mean()),
+        images=count,
+        agreement=1 - float((~tied[others[others < count]]).sum()) / count,
+        max_logit_distance=float(by_image[:count].max()),
+        mean_logit_distance=float(np.abs(wide - got)[:count].mean()),
         max_embedding_distance=embedding,
     )
     key, limits = tolerance

@@ -47,6 +47,14 @@ def test_a_tie_may_break_either_way_and_is_shown() -> None:
     assert (pair.distance.agreement, pair.disagreeing, pair.over) == (1.0, (2,), ())
 
 
+def test_only_the_judged_images_count_and_all_are_shown() -> None:
+    other = LOGITS + np.array([[0.01, 0, 0], [0, 0, 5], [0, 0, 5]])
+    pair = compare("a_b", ("A", "B"), LOGITS, other, tolerance=("shipped", TIGHT), judged=1)
+    assert (pair.distance.images, pair.distance.agreement, pair.over) == (1, 1.0, ())
+    assert pair.distance.max_logit_distance == pytest.approx(0.01)
+    assert (list(pair.by_image[1:]), pair.disagreeing) == ([5, 5], (1, 2))
+
+
 @pytest.mark.parametrize("place", [0, 2])
 def test_nan_is_beyond_every_tolerance(place: int) -> None:
     other = LOGITS.copy()
