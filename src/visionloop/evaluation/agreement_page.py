@@ -87,7 +87,9 @@ thead th { vertical-align: bottom; }
 .bad { color: var(--bad); font-weight: 600; } .good { color: var(--good); }
 p { max-width: 60rem; } p.lead { color: var(--ink); font-size: 1.05rem; }
 p.over { color: var(--bad); border-left: 3px solid var(--bad); padding-left: .7rem; }
-.tiles { margin: 1rem 0; } .reason { min-width: 15rem; color: var(--soft); } .scroll { max-width: 100%; }
+.tiles { margin: 1rem 0; }
+th.reason, td.reason { min-width: 15rem; color: var(--soft); text-align: left; }
+.scroll { max-width: 100%; }
 .scroll:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 .images { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr)); gap: .8rem; }
 .images img { display: block; width: 8rem; height: 8rem; object-fit: contain; image-rendering: pixelated; background: #fff; }
@@ -97,9 +99,10 @@ details { margin: .8rem 0; } summary { cursor: pointer; color: var(--accent); }
   th[scope=row] { min-width: 7.5rem; max-width: 8.5rem; } .theme { float: none; margin: 0 0 .8rem; }
 }
 {% endblock %}
+{% macro tiny(value) %}{{ "0" if value == 0 else "%.1e"|format(value) }}{% endmacro %}
 {% macro number(value, limit, least=False) %}
 {% set beyond = value < limit if least else not value <= limit %}
-<td{% if beyond %} class="bad"{% endif %}>{{ "%.2f %%"|format(100 * value) if least else "%.2e"|format(value) }}
+<td{% if beyond %} class="bad"{% endif %}>{{ "%.2f %%"|format(100 * value) if least else tiny(value) }}
 <span class="limit">
 {%- if least %}at least {{ "%g %%"|format(100 * limit) }}{% else %}at most {{ "%g"|format(limit) }}{% endif %}</span></td>
 {% endmacro %}
@@ -118,7 +121,7 @@ logarithms of the probabilities. Limits stand in <code>parity.tolerances</code> 
 <div class="scroll" tabindex="0" role="region" aria-label="Pairs"><table>
 <thead><tr><th scope="col">forms</th><th scope="col">same first class</th><th scope="col">largest distance</th>
 <th scope="col">mean distance</th><th scope="col">of the embedding</th><th scope="col">verdict</th>
-<th scope="col">why they may differ</th></tr></thead>
+<th scope="col" class="reason">why they may differ</th></tr></thead>
 <tbody>
 {% for pair in contract.pairs %}
 {% set limit = limits[pair.tolerance] %}
@@ -129,7 +132,7 @@ logarithms of the probabilities. Limits stand in <code>parity.tolerances</code> 
 {% if pair.distance.max_embedding_distance is none %}<td></td>
 {% else %}{{ number(pair.distance.max_embedding_distance, limit.max_logit_distance) }}{% endif %}
 <td class="{{ "bad" if pair.over else "good" }}">{{ "beyond" if pair.over else "within" }}</td>
-<td class="wordy reason" style="text-align:left">{{ reasons[pair.tolerance] }}</td></tr>
+<td class="reason">{{ reasons[pair.tolerance] }}</td></tr>
 {% endfor %}
 </tbody></table></div>
 
@@ -145,15 +148,16 @@ logarithms of the probabilities. Limits stand in <code>parity.tolerances</code> 
 
 <h2>Kinds of files</h2>
 <p>Files as they were collected, and others made of the first of them. Same pixels: of how many files the Python of the
-served models reads the same pixels as the project's. Distances: the largest of any file of the kind.</p>
+served models reads the same pixels as the project's. Distances: the largest of any file of the kind, of the form at the
+head of the column to the one that it has to answer like.</p>
 <div class="scroll" tabindex="0" role="region" aria-label="Kinds of files"><table>
 <thead><tr><th scope="col">kind</th><th scope="col">files</th><th scope="col">same pixels</th>
-{% for pair in contract.by_kind %}<th scope="col">{{ pair.reference }} and {{ pair.form }}</th>{% endfor %}</tr></thead>
+{% for pair in contract.by_kind %}<th scope="col">{{ pair.form }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for kind in contract.kinds %}
 <tr><th scope="row">{{ kind.name }}</th><td>{{ kind.files }}</td>
 <td{% if kind.same_pixels != kind.files %} class="bad"{% endif %}>{{ kind.same_pixels }}</td>
-{% for value in kind.distances %}<td>{{ "%.1e"|format(value) }}</td>{% endfor %}</tr>
+{% for value in kind.distances %}<td>{{ tiny(value) }}</td>{% endfor %}</tr>
 {% endfor %}
 </tbody></table></div>
 

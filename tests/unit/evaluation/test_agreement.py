@@ -109,7 +109,7 @@ def test_the_page_says_what_is_beyond_and_by_which_limit() -> None:
     assert "<script" not in page
     assert page.count("beyond</td>") == 1 and page.count("within</td>") == 1
     assert '<td class="bad">66.67 %' in page and "at least 100 %" in page
-    assert '<td class="bad">1.20e+00' in page and "at most 0.001" in page
+    assert '<td class="bad">1.2e+00' in page and "at most 0.001" in page
     assert "same sentence" in page and "answered</td>" in page
     assert page.count("data:image/png;base64,") == 1
     assert "2 of them, the first\n1 here" in page
