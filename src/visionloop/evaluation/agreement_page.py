@@ -94,6 +94,7 @@ th.reason, td.reason { min-width: 15rem; color: var(--soft); text-align: left; }
 .images { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr)); gap: .8rem; }
 .images img { display: block; width: 8rem; height: 8rem; object-fit: contain; image-rendering: pixelated; background: #fff; }
 .images table { width: 100%; font-size: .85rem; margin-top: .4rem; }
+.images th[scope=row] { background: none; position: static; min-width: 0; max-width: none; }
 details { margin: .8rem 0; } summary { cursor: pointer; color: var(--accent); }
 @media (max-width: 40rem) {
   th[scope=row] { min-width: 7.5rem; max-width: 8.5rem; } .theme { float: none; margin: 0 0 .8rem; }
