@@ -28,7 +28,7 @@ PACKAGES = {
     "monitoring": Path("monitoring"),
 }
 # What a stage runs in another process, and therefore does not import.
-OTHER_PROCESS = {"deploy": ("serving.triton.classify", "serving.triton.classifier")}
+OTHER_PROCESS = {"parity": ("serving.triton.classify", "serving.triton.classifier")}
 STAGES = Path("pipeline/stages")
 # The pipeline, and what runs when it is asked for.
 FILES = ("dvc.yaml", "experiments/dvc.yaml")

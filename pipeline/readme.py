@@ -43,13 +43,14 @@ ORDER = (
     "cli", "run", "doctor", "repro", "dependencies", "flows", "orchestrator", "supervisor", "process", "endpoints",
     "traffic", "watching", "feedback", "feedback_cli", "summary", "readme",
     "collect", "clean", "split", "augment", "train", "calibrate", "evaluate", "select", "export", "robustness", "quantize",
-    "gate", "deploy", "reference", "report",
-    "config", "paths", "errors", "records", "files", "tables", "card", "preprocess", "features", "progress",
+    "gate", "parity", "deploy", "reference", "report",
+    "config", "paths", "errors", "records", "files", "tables", "card", "onnx_file", "preprocess", "features", "progress",
     "pages", "charts",
     "sources", "shards", "thumbs", "fingerprints", "measures", "decisions", "duplicates", "embedding", "outliers",
     "label_issues", "cleaning", "cleaning_page", "splitting", "policy", "balancing",
     "packing", "augmentation", "operations", "automatic", "mixing", "extremes", "range_check", "contact_sheet",
-    "repository", "server", "guard", "trial", "client", "spool", "images", "store", "labels", "classify", "classifier",
+    "repository", "server", "guard", "trial", "pixels", "client", "spool", "images", "store", "labels", "classify",
+    "classifier",
     "window", "frame", "drift", "decision", "watch", "dashboard", "workspace", "alerts", "simulator",
 )  # fmt: skip
 REST = {

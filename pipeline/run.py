@@ -36,6 +36,7 @@ from visionloop.paths import (
     MODEL_CARD,
     MODEL_REPOSITORY,
     OPERATIONS_SHEET,
+    PARITY_PAGE,
     REPORT_PAGE,
     RUN_SUMMARY,
     VAR,
@@ -85,6 +86,7 @@ def run() -> None:
         pages=(
             f"{REPORT_PAGE}: the whole run; {MODEL_CARD}: the model card",
             str(CLEANING_PAGE),
+            f"{PARITY_PAGE}: the same images through every form of the model",
             f"{CONTACT_SHEET} and {OPERATIONS_SHEET}",
             f"{EVALUATE_REPORTS}/cnn/ and {EVALUATE_REPORTS}/vit/: confusion.png, explanation.png, mistakes.png",
             *pages,

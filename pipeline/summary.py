@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from visionloop.errors import ArtifactError
-from visionloop.paths import DEPLOY_REPORT, QUANTIZE_REPORT, SELECT_REPORT, evaluate_report
+from visionloop.paths import DEPLOY_REPORT, PARITY_REPORT, QUANTIZE_REPORT, SELECT_REPORT, evaluate_report
 
 FAMILIES = {"cnn": "CNN", "vit": "ViT"}
 
@@ -89,15 +89,23 @@ def _forms(root: Path) -> Table:
 
 
 def _endpoint(root: Path) -> Table:
-    report = _read(root / DEPLOY_REPORT)
-    rows = (
-        ("HTTP", f"{report['http_p50_ms']:.1f}", f"{report['http_bytes_probability_difference']:.1e}"),
-        ("gRPC", f"{report['grpc_p50_ms']:.1f}", f"{report['grpc_bytes_probability_difference']:.1e}"),
+    deploy, parity = _read(root / DEPLOY_REPORT), _read(root / PARITY_REPORT)
+    pairs = parity["pairs"]
+    rows = tuple(
+        (
+            words,
+            f"{parity[f'{protocol}_p50_ms']:.1f}",
+            *(f"{pairs[f'{protocol}_{sent}']['max_logit_distance']:.1e}" for sent in ("tensor", "bytes")),
+        )
+        for protocol, words in (("http", "HTTP"), ("grpc", "gRPC"))
     )
     note = (
-        f"Version {report['version']:.0f}, proved on {report['golden_images']:.0f} held-out images before it was published."
+        f"Version {deploy['version']:.0f}, proved before it was published on {parity['held_out_images']:.0f} held-out "
+        f"images and {parity['odd_files']:.0f} odd files, from torch (logits within "
+        f"{pairs['torch_onnx']['max_logit_distance']:.1e}) to the server."
     )
-    return Table("Triton endpoint", ("protocol", "ms per image", "largest difference to offline"), rows, (note,))
+    heads = ("protocol", "ms per image", "largest distance of a logit to offline, by tensor", "by file")
+    return Table("Triton endpoint", heads, rows, (note, *parity["decoder_sentence"]))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -194,8 +194,12 @@ class Client:
     def _infer(self, model: str, inputs: list[Any], names: Sequence[str], rows: int, version: str) -> dict[str, Any]:
         outputs = [self._triton.InferRequestedOutput(name) for name in names]
         answer = self._try(lambda: self._client.infer(model, inputs, model_version=version, outputs=outputs, **self._call))
-        arrays = {name: answer.as_numpy(name) for name in names}
-        for name, array in arrays.items():
+        arrays = {}
+        for name in names:
+            try:
+                array = arrays[name] = answer.as_numpy(name)
+            except ValueError:  # fewer bytes than the shape says
+                array = None
             # A Triton whose Python has the wrong numpy answers 200 with outputs of zero bytes.
             if array is None or len(array) != rows or array.size == 0:
                 raise ServingError(
@@ -218,6 +222,9 @@ class Client:
         raise AssertionError("unreachable")
 
     def _translated(self, error: BaseException) -> ImageError | ServingError:
+        late = f"The Triton server at {self._url} did not answer in time; send fewer images at once."
+        if isinstance(error, TimeoutError):
+            return ServingError(late)
         if not isinstance(error, InferenceServerException):
             return ServingError(f"No Triton server answers at {self._url} ({error}); start one with `visionloop serve`.")
         status, message = str(error.status()), str(error.message())
@@ -226,7 +233,7 @@ class Client:
         if self._is_connection_fault(error):
             return ServingError(f"No Triton server answers at {self._url}; start one with `visionloop serve`.")
         if "DEADLINE" in status:
-            return ServingError(f"The Triton server at {self._url} did not answer in time; send fewer images at once.")
+            return ServingError(late)
         return ServingError(f"The Triton server at {self._url} fails: {message}")
 
     def _is_connection_fault(self, error: BaseException) -> bool:

@@ -12,7 +12,7 @@ folders whose name is a plain number and that the version policy lists, so a hal
 is never served.
 
 Imported by the model server, which reads the release; only writing needs `tritonclient`.
-Does not cover: proving that a version answers rightly (stage `deploy`) and starting a server (`serving.server`).
+Does not cover: proving that a version answers rightly (stage `parity`) and starting a server (`serving.server`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -88,18 +90,30 @@ def version_folder(repository: Path, version: int) -> Path:
 
 
 def versions(repository: Path) -> list[int]:
-    """The published versions, oldest first; folders that Triton would not serve (`01`, `abc`) are left out."""
+    """The published versions, oldest first; folders that Triton would not serve (`01`, `abc`) and links are left out."""
+    found = {number: version_folder(repository, number) for number in _numbers(repository)}
+    return sorted(number for number, folder in found.items() if folder.is_dir() and not folder.is_symlink())
+
+
+def _numbers(repository: Path) -> list[int]:
+    """Every number that is taken, also by what is no version."""
     folder = repository / CLASSIFIER
-    if not folder.is_dir():
-        return []
-    names = (entry.name for entry in folder.iterdir() if entry.is_dir())
-    return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)) and name != "0")
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    return [int(name) for name in names if name.isdecimal() and name == str(int(name)) and name != "0"]
 
 
-def publish(shipped: Path, repository: Path, params: DeployParams, seen: bytes | None = None) -> tuple[int, bool]:
+def publish(
+    shipped: Path,
+    repository: Path,
+    params: DeployParams,
+    *,
+    seen: bytes | None = None,
+    lineage: Mapping[str, str] | None = None,
+) -> tuple[int, bool]:
     """Publish the model folder `shipped` as the next version and make it the champion.
 
-    `seen` is the content of `images.npz`, by which the gate will tell old test images from new ones. Returns the champion's
+    `seen` is the content of `images.npz`, by which the gate will tell old test images from new ones; `lineage` is added to
+    the published card's. Returns the champion's
     version and whether it is new: where the champion has the same model, labels, preprocessing and calibration, only the
     configuration is brought up to date. Killed at any moment, the repository still serves the old champion.
 
@@ -109,7 +123,7 @@ def publish(shipped: Path, repository: Path, params: DeployParams, seen: bytes |
     """
     card = load_card(shipped)
     try:
-        return _publish(shipped, card, repository, params, seen)
+        return _publish(shipped, card, repository, params, _Extra(seen, dict(lineage or {})))
     except OSError as error:
         raise ServingError(
             f"The model repository {repository} cannot be written ({error.strerror}); "
@@ -117,15 +131,24 @@ def publish(shipped: Path, repository: Path, params: DeployParams, seen: bytes |
         ) from error
 
 
-def _publish(shipped: Path, card: ModelCard, repository: Path, params: DeployParams, seen: bytes | None) -> tuple[int, bool]:
+@dataclass(frozen=True, slots=True)
+class _Extra:
+    """What is published beside the shipped files."""
+
+    seen: bytes | None
+    lineage: dict[str, str]
+
+
+def _publish(shipped: Path, card: ModelCard, repository: Path, params: DeployParams, extra: _Extra) -> tuple[int, bool]:
     old = read_release(repository) if (repository / RELEASE).exists() else None
     old_card = _whole_card(version_folder(repository, old.champion)) if old else None
     if old and old_card and _is_same_model(old_card, card):
         _write_models(repository, card, params, _served(old))
         return old.champion, False
     _remove_leftovers(repository)
-    version = max([*versions(repository), old.champion if old else 0], default=0) + 1
-    _write_version(shipped, card, version_folder(repository, version), seen)
+    version = max([*_numbers(repository), old.champion if old else 0], default=0) + 1
+    card = card.model_copy(update={"lineage": {**card.lineage, **extra.lineage}})
+    _write_version(shipped, card, version_folder(repository, version), extra.seen)
     release = Release(
         champion=version,
         previous=old.champion if old and old_card and _fit_one_config(old_card, card) and params.keep_versions > 1 else None,

@@ -156,6 +156,11 @@ class TritonServer:
         return f"{_LOOPBACK}:{self.ports.grpc}"
 
     @property
+    def python(self) -> Path:
+        """The interpreter that the models run in, with what they import; there after `start`."""
+        return self._run_dir / "python" / "bin" / "python3"
+
+    @property
     def pid(self) -> int | None:
         """Process id of the guard, whose child the server is; None when it does not run."""
         return self._process.pid if self._process and self._process.poll() is None else None
@@ -509,18 +514,24 @@ def preconditions() -> list[Precondition]:
     return checks
 
 
+# Errors that every log has on a machine without a GPU, or that follow from another one.
+_NOISE = ("unable to find", "Failed to finalize", "CudaDriverHelper has not been initialized")
+
+
 def cause_of(log: str) -> str:
     """The sentence of a server log that says why it failed: the first error of a model, a port or a flag."""
     lines = [line for line in log.splitlines() if line.strip()]
     errors = [re.sub(r"^E\d{4} [\d:.]+ \d+ \S+\] ", "", line) for line in lines if re.match(r"E\d{4} ", line)]
-    telling = [line for line in errors if "unable to find" not in line and "Failed to finalize" not in line]
+    telling = [line for line in errors if not any(noise in line for noise in _NOISE)]
     for line in telling:
         if match := re.search(r"(?:\w*Error|Exception): .*", line):
             return match.group(0).split("\\n")[0].strip().rstrip('".') + "."
     if any("error while loading shared libraries" in line for line in lines):
         return next(line for line in lines if "error while loading shared libraries" in line)
     chosen = telling or lines[-1:]
-    return chosen[0].strip().strip('"').rstrip(". ") + "." if chosen else "it wrote nothing."
+    found = chosen[0].strip().strip('"').rstrip(". ") + "." if chosen else "it wrote nothing."
+    is_config = found.startswith("Poll failed for model directory")
+    return f"{found} Write it again: `dvc repro --force --single-item deploy`." if is_config else found
 
 
 def _error_of(body: bytes) -> str:

@@ -30,8 +30,6 @@ DEPLOY = DeployParams(
     instances=1,
     threads=1,
     keep_versions=3,
-    golden_images=8,
-    max_logit_difference=0.001,
 )
 
 

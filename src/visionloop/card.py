@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from visionloop.errors import ArtifactError
 from visionloop.features import softmax
 from visionloop.files import read_verified, sha256_file, write_text
 from visionloop.paths import CALIBRATION, CARD
-from visionloop.preprocess import PreprocessSpec
+from visionloop.preprocess import RULES, PreprocessSpec
 
 INPUT_NAME = "images"  # uint8 [N, H, W, 3]
 LOGITS_NAME = "logits"  # float32 [N, K]
@@ -61,6 +61,7 @@ class ModelCard(BaseModel):
     architecture: str
     labels: tuple[str, ...]  # index in the logits -> class name
     preprocess: PreprocessSpec
+    preprocess_rules: dict[str, Any] = Field(default_factory=lambda: dict(RULES))  # what the spec leaves unsaid
     mean: tuple[float, float, float]  # of the training pixels, 0 to 1, RGB; already inside the graph
     std: tuple[float, float, float]
     embedding_size: int
@@ -72,6 +73,14 @@ class ModelCard(BaseModel):
     notes: tuple[str, ...] = ()  # decisions in words, as "INT8 is shipped: ..."
     architecture_options: dict[str, Any] = Field(default_factory=dict)
     calibration: Calibration | None = None
+
+    @field_validator("preprocess_rules")
+    @classmethod
+    def _known_rules(cls, rules: dict[str, Any]) -> dict[str, Any]:
+        # A model that learnt from images prepared otherwise would be asked about ours; the words may change.
+        if rules.get("rules") != RULES["rules"]:
+            raise ValueError("preprocess_rules are not those of this visionloop")
+        return rules
 
     def with_files(self, folder: Path, names: tuple[str, ...]) -> ModelCard:
         """A card that names these files of `folder` with their present hashes, and no others."""

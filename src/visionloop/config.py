@@ -628,6 +628,28 @@ class QuantizeParams(Section):
     embedding_components: int = Field(ge=2, le=64, description="principal components logged with each prediction")
 
 
+class Tolerance(Section):
+    section: ClassVar[str] = "parity"
+    min_agreement: Share = Field(description="share of images with the same first class")
+    max_logit_distance: float = Field(ge=0, le=1000, description="of any logit of any image")
+    mean_logit_distance: float = Field(ge=0, le=1000, description="over all logits of all images")
+
+
+class Tolerances(Section):
+    section: ClassVar[str] = "parity"
+    onnx: Tolerance = Field(description="torch and ONNX FP32")
+    shipped: Tolerance = Field(description="ONNX FP32 and the shipped form, offline")
+    tensor: Tolerance = Field(description="the shipped form offline and served, from the same arrays")
+    bytes: Tolerance = Field(description="the same from the same files")
+
+
+class ParityParams(Section):
+    section: ClassVar[str] = "parity"
+    images: int = Field(ge=1, le=1000, description="held-out images, as they came")
+    odd_pictures: int = Field(ge=0, le=20, description="of these, the ones of which every kind of odd file is made")
+    tolerances: Tolerances = Field(description="between two forms of the model; beyond one nothing is published")
+
+
 class GateParams(Section):
     section: ClassVar[str] = "gate"
     confidence_level: float = Field(gt=0.5, lt=1, description="of every interval, and of the test of the classes")
@@ -652,8 +674,6 @@ class DeployParams(Section):
     instances: int = Field(ge=1, le=64, description="copies of the model")
     threads: int = Field(ge=0, le=256, description="of ONNX Runtime per copy; 0 lets it choose")
     keep_versions: int = Field(ge=1, le=100, description="older versions stay for a roll-back")
-    golden_images: int = Field(ge=1, le=1000, description="held-out images that the server must answer like the model")
-    max_logit_difference: float = Field(gt=0, le=1, description="between the served and the offline answer")
 
 
 class ReferenceParams(Section):
@@ -722,6 +742,7 @@ class Params(Section):
     export: ExportParams
     robustness: RobustnessParams
     quantize: QuantizeParams
+    parity: ParityParams
     gate: GateParams
     deploy: DeployParams
     reference: ReferenceParams

@@ -58,6 +58,10 @@ ROBUSTNESS = Path("reports/robustness")  # tables of corruptions, classes, curve
 SHIPPED = Path("models/shipped")  # model.onnx (INT8 or FP32, whichever earned it), embedding_pca.npz, card.json
 QUANTIZE_REPORT = Path("reports/quantize.json")
 VARIANTS = Path("reports/variants.csv")  # speed, size and memory of torch, FP32 and INT8 by batch size
+# parity
+PARITY_PAGE = Path("reports/parity.html")  # every form of the model on the same images, up to a server
+PARITY_REPORT = Path("reports/parity.json")  # what deploy asks before it publishes
+TRITON_LOCK = Path("requirements-triton.lock")  # what the served models decode and compute with
 # gate
 PROMOTIONS = Path("data/promotions.csv")  # which models people published over the gate's head, with who and why
 GATE_REPORT = Path("reports/gate.json")

@@ -15,11 +15,11 @@ import json
 import struct
 import warnings
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from visionloop.errors import ImageError
 
@@ -33,6 +33,23 @@ _RESAMPLING: dict[str, Image.Resampling] = {name.lower(): value for name, value 
 PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, MemoryError, struct.error, IndexError, OverflowError,
                   Image.DecompressionBombError)  # fmt: skip
 DEFAULT_MAX_PIXELS = 50_000_000  # twice a 24-megapixel photo; Pillow itself only warns up to 179 megapixels
+# What this module does beside the spec, as other readers need to know it: in the model card and in the ONNX metadata. The
+# number changes with every change of what follows from the same bytes and spec. docs/serve-elsewhere.md says it at length.
+RULES: dict[str, Any] = {
+    "rules": 1,
+    "formats": list(FORMATS),
+    "frame": "first",
+    "orientation": "exif",  # upright before all that follows; a value that is none is ignored
+    "colour": "RGB",
+    "alpha_over": [255, 255, 255],
+    "gray_16_bit": "(value + 128) // 257",
+    "other_modes": "Pillow's convert('RGB')",
+    # Pillow 13 takes the vertical pass first where that is cheaper; before it, the horizontal one was always the first.
+    "resize": "resize of Pillow 13 to uint8, whose filter widens with the reduction",
+    "letterbox_fill": [114, 114, 114],
+    "input": "uint8 [batch, height, width, 3], 0 to 255",
+    "normalisation": "in the graph",  # scale, mean, std and layout
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +73,18 @@ class PreprocessSpec:
 
 @functools.lru_cache
 def _version(spec: PreprocessSpec) -> str:
-    text = json.dumps({**asdict(spec), "rules": 1}, sort_keys=True)
+    text = json.dumps({**asdict(spec), "rules": RULES["rules"]}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def decoder_versions() -> dict[str, str]:
+    """What decodes and resizes here: Pillow and the libraries that it carries, by name; those that it lacks are "none"."""
+    return {
+        "pillow": str(features.version("pil")),
+        "libjpeg_turbo": str(features.version("libjpeg_turbo") or "none"),
+        "webp": str(features.version("webp") or "none"),
+        "zlib": str(features.version("zlib") or "none"),
+    }
 
 
 @dataclass(frozen=True, slots=True)

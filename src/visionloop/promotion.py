@@ -1,9 +1,10 @@
 """What the gate said last (`reports/gate.json`), and what people decided over its head (`data/promotions.csv`).
 
 `gate` writes the first and reads the second; `deploy` asks here before it publishes, so that a model which the gate has
-blocked, or has compared with another champion than the present one, does not go out by `dvc repro --single-item` either.
+blocked, or has compared with another champion than the present one, or whose parity is not proved, does not go out by
+`dvc repro --single-item` either.
 
-Does not cover: the rules of the gate (`evaluation.gate`).
+Does not cover: the rules of the gate (`evaluation.gate`) and of the parity (`evaluation.agreement`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from visionloop.errors import ArtifactError, BlockedError, DataError
+from visionloop.evaluation.budgets import refuse_over_budget
 from visionloop.files import write_text
 
 HEADER = ("model_sha256", "who", "why", "when")
@@ -92,6 +94,30 @@ def check_publishable(report: GateReport | None, challenger: str, champion: str)
             f"{'…' if report.champion else ''}: someone rolled back or published in between. `visionloop run` compares "
             "anew; with DVC alone: `dvc repro --force --single-item gate`, then `dvc repro`."
         )
+
+
+def check_proved(report: Path, model_sha256: str, card_sha256: str) -> dict[str, str]:
+    """Check that the stage `parity` proved this model with this card; return which libraries decode on both sides, by name.
+
+    Raises:
+        BlockedError: it proved another one, or found it beyond a tolerance.
+        ArtifactError: its report is missing or damaged.
+    """
+    refuse_over_budget(report)
+    try:
+        found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
+        proved = (str(found["model"][0]), str(found["card"][0]))
+        here, there = ({str(k): str(v) for k, v in found[key][0].items()} for key in ("decoder", "served_decoder"))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ArtifactError(
+            f"{report} is no report of the parity of a model ({type(error).__name__}); remove it and run `dvc repro parity`."
+        ) from error
+    if proved != (model_sha256, card_sha256):
+        raise BlockedError(
+            f"The parity of the model {model_sha256[:12]}… that is to be published is not proved; run `dvc repro` without "
+            "--single-item, or `visionloop run`."
+        )
+    return {**here, **{f"served_{name}": version for name, version in there.items()}}
 
 
 def is_outdated(report: GateReport, champion: str) -> bool:

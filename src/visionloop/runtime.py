@@ -12,7 +12,7 @@ import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -22,14 +22,14 @@ import onnxruntime
 
 from visionloop.card import EMBEDDING_NAME, INPUT_NAME, LOGITS_NAME, ModelCard, load_card
 from visionloop.errors import ArtifactError, ImageError
+from visionloop.onnx_file import check_onnx
 from visionloop.paths import MODEL_ONNX
 
 Images = npt.NDArray[np.uint8]  # [N, H, W, 3]
 Floats = npt.NDArray[np.float32]
 
 LABELS_KEY = "labels"  # in the ONNX metadata: JSON list of class names, in the order of the logits
-# How protobuf writes the key "location" of a tensor that lies outside the file (onnx.proto, TensorProto.external_data).
-_EXTERNAL_DATA = b"\x0a\x08location\x12"
+PREPROCESS_KEY = "preprocess"  # in the ONNX metadata: JSON object, the fields of PreprocessSpec and `preprocess.RULES`
 _FATAL = 4  # ONNX Runtime's severity; its errors arrive as exceptions, so the log would only say them twice
 
 
@@ -42,7 +42,7 @@ class OnnxModel:
     >>> logits, embedding = model.run(np.zeros((2, 16, 16, 3), np.uint8))
 
     Raises:
-        ArtifactError: the bytes are no ONNX model, or one with other inputs and outputs.
+        ArtifactError: the bytes are no ONNX model, one that `onnx_file` refuses, or one with other inputs and outputs.
     """
 
     def __init__(self, data: bytes, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)) -> None:
@@ -53,12 +53,7 @@ class OnnxModel:
                 f"ONNX Runtime here has no {missing[0]}, only {', '.join(onnxruntime.get_available_providers())}; "
                 "install the onnxruntime package that carries it, or ask for CPUExecutionProvider."
             )
-        if not data:
-            raise ArtifactError("The ONNX model has no bytes; rebuild it with `dvc repro`.")
-        if _EXTERNAL_DATA in data:
-            raise ArtifactError(
-                "The ONNX model keeps weights in another file, which its hash does not cover; rebuild it with `dvc repro`."
-            )
+        check_onnx(data)
         onnxruntime.disable_telemetry_events()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -142,20 +137,28 @@ def check_agreement(model: OnnxModel, card: ModelCard, folder: Path) -> None:
     """Check that a model is the one that its card describes.
 
     Raises:
-        ArtifactError: they differ in input size, number or order of the classes, or embedding size.
+        ArtifactError: they differ in input size, number or order of the classes, embedding size, or preprocessing.
     """
-    said = {
+    said: dict[str, object] = {
         "input size": (card.preprocess.height, card.preprocess.width),
         "number of classes": len(card.labels),
         "embedding size": card.embedding_size,
         "classes": card.labels,
     }
-    has = {
+    has: dict[str, object] = {
         "input size": (model.height, model.width),
         "number of classes": model.num_classes,
         "embedding size": model.embedding_size,
         "classes": _labels(model.metadata),
     }
+    if PREPROCESS_KEY in model.metadata:
+        found = _parsed(model.metadata[PREPROCESS_KEY])
+        spec = asdict(card.preprocess)
+        said["preprocessing"] = {"rules": card.preprocess_rules["rules"], **spec}
+        # A file of an earlier visionloop has the spec without the rules, which were the first.
+        has["preprocessing"] = (
+            {"rules": found.get("rules", 1), **{key: found.get(key) for key in spec}} if isinstance(found, dict) else None
+        )
     for what, value in said.items():
         if has[what] != value:
             raise ArtifactError(
@@ -229,11 +232,15 @@ def compare_latency(
 
 
 def _labels(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    try:
-        labels = json.loads(metadata.get(LABELS_KEY, "[]"))
-    except json.JSONDecodeError:
-        return ()
+    labels = _parsed(metadata.get(LABELS_KEY, "[]"))
     return tuple(str(label) for label in labels) if isinstance(labels, list) else ()
+
+
+def _parsed(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def _is_fixed(shape: Sequence[object]) -> bool:

@@ -74,7 +74,7 @@ for feedback in ("none", *sys.argv[2:]):
     else:
         blocked = ""
         if feedback == "none":
-            publish(SHIPPED, MODEL_REPOSITORY, load_section(DeployParams), Seen.of(read_split(SPLIT)).to_bytes())
+            publish(SHIPPED, MODEL_REPOSITORY, load_section(DeployParams), seen=Seen.of(read_split(SPLIT)).to_bytes())
     answers[feedback] = {"blocked": blocked, **json.loads(GATE_REPORT.read_text())}
 Path("answers.json").write_text(json.dumps(answers))
 """

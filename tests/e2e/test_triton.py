@@ -24,25 +24,21 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
-from pipeline.stages import deploy
 from serving.client import Client
 from serving.images import read_image
 from serving.repository import config_text, publish, read_config
 from serving.server import TritonServer
 from serving.store import Store
-from serving.trial import prove
 from tests.helpers_serving import DEPLOY, LABELS, SPEC, calibrated, ship
 from visionloop import paths, runtime
-from visionloop.card import Calibration, load_card
+from visionloop.card import Calibration
 from visionloop.config import load_params
 from visionloop.data.shards import append, read_images
-from visionloop.data.sources import open_source, open_sources
-from visionloop.data.splitting import Ledger, write_split
-from visionloop.errors import ImageError, ParityError, ServingError
+from visionloop.data.sources import open_sources
+from visionloop.errors import ImageError, ServingError
 from visionloop.features import EmbeddingPCA, softmax
-from visionloop.files import sha256_bytes, write_json
+from visionloop.files import sha256_bytes
 from visionloop.preprocess import encode_png, preprocess
-from visionloop.records import SplitRow
 
 ROOT = Path(__file__).parents[2]
 Protocol = Literal["http", "grpc"]
@@ -587,6 +583,30 @@ def test_a_damaged_model_does_not_start_and_the_reason_is_said(tmp_path: Path) -
     assert made.server.ready() is False
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (None, r"failed to open text file for read .*config\.pbtxt"),
+        ("this is no configuration {", r"failed to read text proto from .*config\.pbtxt"),
+        ('name: "another"', "unexpected directory name 'classifier' for model 'another'"),
+    ],
+    ids=["missing", "broken", "of another name"],
+)
+def test_a_configuration_that_is_none_is_said_and_publishing_writes_it_again(
+    tmp_path: Path, text: str | None, sentence: str
+) -> None:
+    made = _make(tmp_path)
+    config = tmp_path / "model_repository/classifier/config.pbtxt"
+    good = config.read_text()
+    config.unlink()
+    if text is not None:
+        config.write_text(text)
+    with pytest.raises(ServingError, match=f"Triton ended while it started: .*{sentence}.*single-item deploy"):
+        made.server.start()
+    publish(tmp_path / "shipped", tmp_path / "model_repository", DEPLOY)
+    assert config.read_text() == good
+
+
 def test_a_journal_that_cannot_be_written_costs_no_answer(tmp_path: Path) -> None:
     (tmp_path / "spool").write_text("a file where the folder should be")
     made = _make(tmp_path)
@@ -609,93 +629,3 @@ def test_images_that_cannot_be_kept_cost_no_answer(tmp_path: Path) -> None:
         time.sleep(0.2)
         assert _metric(made, "visionloop_kept_images_total")["dropped"] >= 20
         assert _metric(made, "visionloop_predictions_total")["answered"] == 21
-
-
-def test_a_trial_measures_how_far_the_server_is_from_the_model(tmp_path: Path) -> None:
-    ship(tmp_path / "shipped")
-    result = prove(tmp_path / "shipped", _images(8), DEPLOY, load_params(ROOT / "params.yaml").serve, tmp_path / "trial")
-    assert result.golden_images == 8
-    for difference in (
-        result.http_bytes_probability_difference,
-        result.grpc_bytes_probability_difference,
-        result.http_tensor_logit_difference,
-        result.grpc_tensor_logit_difference,
-    ):
-        assert difference <= LOGIT_TOLERANCE
-    assert 0 < result.http_p50_ms < 1000
-
-
-def test_a_server_that_answers_otherwise_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ship(tmp_path / "shipped")
-    ship(tmp_path / "other", seed=5)
-    offline = runtime.load(tmp_path / "other")
-    monkeypatch.setattr(runtime, "load", lambda _: offline)
-    with pytest.raises(ParityError, match="nothing is published"):
-        prove(tmp_path / "shipped", _images(8), DEPLOY, load_params(ROOT / "params.yaml").serve, tmp_path / "trial")
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project whose road was walked up to `deploy`: twelve images, half of them test, and a shipped model."""
-    for index, image in enumerate(_images(12)):
-        path = tmp_path / "raw" / LABELS[index % 3] / f"{index}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(image)
-    params = load_params(ROOT / "params.yaml")
-    source = open_source(params.collect.model_copy(update={"source": "folder", "path": str(tmp_path / "raw")}))
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    monkeypatch.chdir(tmp_path)
-    append([source], paths.SHARDS, paths.IMAGES, 100)
-    rows = [
-        SplitRow(row.id, row.label, "test" if index % 2 else "train", row.id)
-        for index, row in enumerate(read_images(paths.IMAGES))
-    ]
-    write_split(paths.SPLIT, rows, params.split, Ledger())
-    ship(paths.SHIPPED)
-    _let_pass(paths.SHIPPED)
-    return tmp_path
-
-
-def _let_pass(shipped: Path, champion: tuple[str, ...] = ()) -> None:
-    """Write what the gate would have said of a model that it lets pass."""
-    report = {
-        "passed": True,
-        "forced": False,
-        "challenger": [load_card(shipped).files[paths.MODEL_ONNX]],
-        "champion": champion,
-        "champion_version": len(champion),
-        "verdict": ["It is as good."],
-    }
-    write_json(paths.GATE_REPORT, report)
-
-
-def _contents(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def test_deploy_publishes_once_what_a_server_proved(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    deploy.main()
-    report = json.loads(paths.DEPLOY_REPORT.read_text())
-    assert (report["version"], report["new_version"], report["golden_images"]) == (1, 1, 6)
-    assert report["http_tensor_logit_difference"] <= LOGIT_TOLERANCE
-    assert "published version 1 -> model_repository" in capsys.readouterr().out
-    before = _contents(paths.MODEL_REPOSITORY)
-    deploy.main()
-    assert "version 1 is this model already, nothing new is published" in capsys.readouterr().out
-    assert _contents(paths.MODEL_REPOSITORY) == before
-    assert not (project / "var").exists()  # the live store saw nothing of the trial
-
-
-def test_deploy_publishes_nothing_when_the_server_answers_otherwise(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    publish(paths.SHIPPED, paths.MODEL_REPOSITORY, DEPLOY)
-    before = _contents(paths.MODEL_REPOSITORY)
-    served = load_card(paths.SHIPPED).files[paths.MODEL_ONNX]
-    ship(paths.SHIPPED, seed=1)
-    _let_pass(paths.SHIPPED, (served,))
-    ship(project / "other", seed=2)
-    offline = runtime.load(project / "other")
-    monkeypatch.setattr(runtime, "load", lambda _: offline)
-    with pytest.raises(ParityError, match="nothing is published"):
-        deploy.main()
-    assert _contents(paths.MODEL_REPOSITORY) == before
-    assert not paths.DEPLOY_REPORT.exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.onnx_models import linear_card
+from tests.onnx_models import linear_card, write_linear
 from visionloop.card import ModelCard, load_card
 from visionloop.errors import ArtifactError
 from visionloop.files import (
@@ -20,6 +20,8 @@ from visionloop.files import (
     write_json,
     write_text,
 )
+from visionloop.paths import CARD
+from visionloop.preprocess import RULES
 
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
 
@@ -112,6 +114,20 @@ def test_no_card_and_no_valid_card_say_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "card.json").write_bytes(b"\xff\xfe")
     with pytest.raises(ArtifactError, match="is no model card"):
         load_card(tmp_path)
+
+
+def test_a_card_of_other_rules_of_preprocessing_is_refused(tmp_path: Path) -> None:
+    """The spec is the same; what this version makes of it is not what the model learnt from."""
+    write_linear(tmp_path)
+    path = tmp_path / CARD
+    tree = json.loads(path.read_text())
+    assert tree["preprocess_rules"] == RULES
+    path.write_text(json.dumps({**tree, "preprocess_rules": {**RULES, "rules": 2}}))
+    with pytest.raises(ArtifactError, match="is no model card of this visionloop"):
+        load_card(tmp_path)
+    del tree["preprocess_rules"]  # as before there were rules in cards
+    path.write_text(json.dumps(tree))
+    assert load_card(tmp_path).preprocess_rules == RULES
 
 
 def test_a_card_cannot_be_changed() -> None:

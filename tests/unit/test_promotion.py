@@ -11,6 +11,7 @@ from visionloop.files import write_json
 from visionloop.promotion import (
     GateReport,
     add_promotion,
+    check_proved,
     check_publishable,
     is_outdated,
     promotion_of,
@@ -92,3 +93,22 @@ def test_a_report_that_is_none_is_a_sentence(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(ArtifactError, match="is no report of the gate"):
             read_report(path)
+
+
+def test_only_a_proved_model_with_its_card_is_published(tmp_path: Path) -> None:
+    path = tmp_path / "parity.json"
+    found = {"model": [NEW], "card": [OLD], "decoder": [{"pillow": "13"}], "served_decoder": [{"pillow": "12"}]}
+    write_json(path, {**found, "over_budget": []})
+    assert check_proved(path, NEW, OLD) == {"pillow": "13", "served_pillow": "12"}
+    for model, card in ((OTHER, OLD), (NEW, OTHER)):
+        with pytest.raises(BlockedError, match=r"is not proved; run `dvc repro` without --single-item"):
+            check_proved(path, model, card)
+    write_json(path, {**found, "over_budget": ["torch and ONNX differ"]})
+    with pytest.raises(BlockedError, match=r"parity\.json is over its budget: torch and ONNX differ\."):
+        check_proved(path, NEW, OLD)
+    write_json(path, {"over_budget": []})
+    with pytest.raises(ArtifactError, match=r"is no report of the parity of a model \(KeyError\); remove it"):
+        check_proved(path, NEW, OLD)
+    path.unlink()
+    with pytest.raises(ArtifactError, match=r"cannot be read .*; run `dvc repro parity`"):
+        check_proved(path, NEW, OLD)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from tests.onnx_models import (
 )
 from visionloop.errors import ArtifactError, ImageError
 from visionloop.paths import MODEL_ONNX
-from visionloop.preprocess import PreprocessSpec
+from visionloop.preprocess import RULES, PreprocessSpec
 from visionloop.runtime import Latency, OnnxModel, compare_latency, load, measure_latency
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +77,7 @@ def test_wrong_input_is_refused_with_both_shapes(images: Any, got: str) -> None:
 
 def test_weights_that_are_not_finite_are_refused_at_the_first_answer() -> None:
     weights = WEIGHTS.copy()
-    weights[0, 0] = np.nan
+    weights[0, 0] = np.inf  # NaN is seen in the file, infinity may be meant: an attention mask
     model = OnnxModel(linear_model(weights=weights).SerializeToString())
     with pytest.raises(ArtifactError, match="answers with NaN or infinity"):
         model.run(IMAGES)
@@ -84,16 +86,12 @@ def test_weights_that_are_not_finite_are_refused_at_the_first_answer() -> None:
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (b"", "The ONNX model has no bytes"),
-        (GOOD[: len(GOOD) // 2], "cannot be loaded"),
-        (b"\x00" * 64, "cannot be loaded"),
-        (b"<!DOCTYPE html><html></html>", "cannot be loaded"),
         (linear_model(opset=99).SerializeToString(), "cannot be loaded"),
         (linear_model(input_type=TensorProto.FLOAT).SerializeToString(), r"takes .*float.*as uint8 \[batch, H, W, 3\]"),
         (linear_model(batch=1).SerializeToString(), "of any batch"),
         (linear_model(embedding_name="features").SerializeToString(), "gives 'logits' and 'embedding'"),
     ],
-    ids=["empty", "truncated", "zeros", "html", "opset", "float input", "fixed batch", "no embedding"],
+    ids=["opset", "float input", "fixed batch", "no embedding"],
 )
 def test_what_is_no_classifier_is_refused(data: bytes, sentence: str) -> None:
     with pytest.raises(ArtifactError, match=sentence):
@@ -110,7 +108,7 @@ def test_weights_outside_the_file_are_refused_because_no_hash_covers_them(
     weights.ClearField("raw_data")
     weights.data_location = onnx.TensorProto.EXTERNAL
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ArtifactError, match="keeps weights in another file"):
+    with pytest.raises(ArtifactError, match="keeps the weights 'weights' in another file"):
         OnnxModel(proto.SerializeToString())
 
 
@@ -156,6 +154,24 @@ def test_a_card_of_another_model_is_refused(tmp_path: Path, changes: dict[str, A
     write_linear(tmp_path, **changes)
     with pytest.raises(ArtifactError, match=f"the card says {what}"):
         load(tmp_path)
+
+
+def test_a_card_of_another_preprocessing_is_refused(tmp_path: Path) -> None:
+    """The same size, and another filter: nothing else of the two files would differ."""
+    proto = linear_model()
+    proto.metadata_props.add(key="preprocess", value=json.dumps({**asdict(PreprocessSpec(SIDE, SIDE)), **RULES}))
+    write_linear(tmp_path, proto)
+    load(tmp_path)
+    write_linear(tmp_path, proto, preprocess=PreprocessSpec(SIDE, SIDE, filter="lanczos"))
+    with pytest.raises(ArtifactError, match=r"the card says preprocessing .*'lanczos'.*, model\.onnx has .*'bilinear'"):
+        load(tmp_path)
+    proto.metadata_props[-1].value = "no JSON"
+    write_linear(tmp_path, proto)
+    with pytest.raises(ArtifactError, match=r"model\.onnx has None; they are of two models"):
+        load(tmp_path)
+    proto.metadata_props[-1].value = json.dumps(asdict(PreprocessSpec(SIDE, SIDE)))  # as before there were rules
+    write_linear(tmp_path, proto)
+    load(tmp_path)
 
 
 def test_a_model_without_labels_of_its_own_is_refused(tmp_path: Path) -> None:

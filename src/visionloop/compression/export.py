@@ -18,7 +18,7 @@ import torch
 from visionloop.card import EMBEDDING_NAME, INPUT_NAME, LOGITS_NAME, ModelCard
 from visionloop.errors import ArtifactError
 from visionloop.files import write_bytes
-from visionloop.runtime import LABELS_KEY, Floats, Images
+from visionloop.runtime import LABELS_KEY, PREPROCESS_KEY, Floats, Images
 
 MAX_ONNX_BYTES = (1 << 31) - 1  # protobuf's own limit on one message
 
@@ -89,7 +89,7 @@ def metadata(card: ModelCard, opset: int) -> dict[str, str]:
     """What the ONNX file says of itself, as text: enough to use it without the card."""
     return {
         LABELS_KEY: json.dumps(card.labels, ensure_ascii=False),
-        "preprocess": json.dumps(asdict(card.preprocess), sort_keys=True),
+        PREPROCESS_KEY: json.dumps({**asdict(card.preprocess), **card.preprocess_rules}, sort_keys=True),
         "preprocess_version": card.preprocess.version,
         "mean": json.dumps(card.mean),
         "std": json.dumps(card.std),

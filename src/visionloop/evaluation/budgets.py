@@ -44,6 +44,6 @@ def refuse_over_budget(report: Path) -> None:
     try:
         over = [str(sentence) for sentence in json.loads(report.read_text(encoding="utf-8"))[OVER_BUDGET]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{report} cannot be read ({error}); run `dvc repro robustness`.") from error
+        raise ArtifactError(f"{report} cannot be read ({error}); run `dvc repro {report.stem}`.") from error
     if over:
         raise BlockedError(f"{report} is over its budget: {'; '.join(over)}.")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import io
-import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +14,7 @@ from visionloop.errors import ArtifactError, ConfigError
 from visionloop.models import small_resnet, small_vit, speed_net
 from visionloop.models.classifier import Classifier
 from visionloop.models.network import Family, Network, Option, check_norms
+from visionloop.models.tensors import read_tensors
 from visionloop.paths import MODEL_TORCH
 
 Builder = Callable[[int, tuple[int, int], Mapping[str, Option]], Network]
@@ -113,9 +112,12 @@ def load_model(folder: Path) -> tuple[Classifier, ModelCard]:
             std=card.std,
             options=card.architecture_options,
         )
+    state = read_tensors(data, str(folder / MODEL_TORCH))
     try:
-        classifier.load_state_dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        if not isinstance(state, Mapping):
+            raise TypeError(f"it holds a {type(state).__name__}")
+        classifier.load_state_dict(state)
+    except (RuntimeError, TypeError) as error:
         raise ArtifactError(
             f"{folder / MODEL_TORCH} does not fit the {card.architecture} of its card "
             f"({str(error).splitlines()[0][:120]}); rebuild it with `dvc repro`."

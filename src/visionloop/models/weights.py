@@ -1,24 +1,22 @@
 """Starting weights from a local file or from torchvision, fitted to a network that may have other classes.
 
-Files are read with `weights_only=True`: tensors, never code. Does not cover the project's own model folders, whose hash is
-checked by `load_model`.
+Files are read by `tensors`: tensors, never code. Does not cover the project's own model folders, whose hash is checked by
+`load_model`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 import torchvision
 from torch import Tensor
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from visionloop.errors import ArtifactError, ConfigError
 from visionloop.models.network import Network
+from visionloop.models.tensors import read_tensors
 from visionloop.models.torchvision_networks import TorchvisionNetwork
 
 TORCHVISION = "torchvision"
@@ -86,14 +84,7 @@ def read_file(path: Path, sha256: str | None) -> bytes:
 
 
 def _read(path: Path, sha256: str | None) -> dict[str, Tensor]:
-    data = read_file(path, sha256)
-    try:
-        value: object = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        raise ArtifactError(
-            f"The weights file {path} cannot be read as tensors ({str(error).splitlines()[0][:100]}); save it with "
-            "`torch.save(model.state_dict(), path)`."
-        ) from error
+    value = read_tensors(read_file(path, sha256), f"The weights file {path}")
     for key in ("state_dict", "model"):
         if isinstance(value, dict) and isinstance(value.get(key), Mapping):
             value = value[key]

@@ -18,6 +18,7 @@ from visionloop.paths import (
     CLEANING_REPORT,
     COLLECT_REPORT,
     GATE_REPORT,
+    PARITY_REPORT,
     ROBUSTNESS_REPORT,
     SELECT_REPORT,
     SHIPPED,
@@ -46,7 +47,7 @@ def markdown(files: RunFiles, origin: Origin, owner: ReportParams) -> str:
     parts: list[tuple[str, Callable[[], str]]] = [
         ("", lambda: _header(owner, card, metrics)),
         (f"# {escaped(owner.model_name)}", lambda: _paragraphs(sentences(files))),
-        ("## Model details", lambda: _details(card, origin, owner)),
+        ("## Model details", lambda: _details(files, card, origin, owner)),
         ("## Intended use", lambda: f"**For:** {_said(owner.intended_use, 'intended_use')}"),
         ("", lambda: f"**Not for:** {_said(owner.out_of_scope, 'out_of_scope')}"),
         ("## Factors", lambda: _factors(files, family)),
@@ -87,7 +88,7 @@ def _header(owner: ReportParams, card: Mapping[str, Any], metrics: Mapping[str, 
     return f"---\n{yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)}---"
 
 
-def _details(card: Mapping[str, Any], origin: Origin, owner: ReportParams) -> str:
+def _details(files: RunFiles, card: Mapping[str, Any], origin: Origin, owner: ReportParams) -> str:
     if not card:
         return _text(Missing(f"{SHIPPED / 'card.json'} is not there: no model is shipped yet."))
     spec, lineage = card.get("preprocess") or {}, dict(card.get("lineage") or {})
@@ -106,11 +107,24 @@ def _details(card: Mapping[str, Any], origin: Origin, owner: ReportParams) -> st
         ["files, sha256", ", ".join(f"{name} {sha256}" for name, sha256 in (card.get("files") or {}).items())],
         ["data version", data],
         ["made with", ", ".join(f"{name} {value}" for name, value in lineage.items())],
+        ["images decoded with", _decoders(files)],
         ["code", f"commit {origin.commit}{changed}" if origin.commit else "unknown: no git repository was found"],
         ["licence", owner.licence or "not stated"],
         ["contact", owner.contact or "not stated"],
     ]
     return Table("", ("", ""), rows, wordy=True).markdown()
+
+
+def _decoders(files: RunFiles) -> str:
+    """Which libraries decode where the model is made and where it is served, and whether that changes a pixel."""
+    found = files.json(PARITY_REPORT)
+    if not found:
+        return "unknown: the stage parity did not run"
+    sides = (
+        ", ".join(f"{name} {version}" for name, version in ((found.get(key) or [{}])[0]).items())
+        for key in ("decoder", "served_decoder")
+    )
+    return f"{'; served: '.join(sides)}. {' '.join(str(one) for one in found.get('decoder_sentence') or [])}"
 
 
 def _factors(files: RunFiles, family: str) -> str:
@@ -222,6 +236,7 @@ def _measured_limits(files: RunFiles, metrics: Mapping[str, Any], family: str) -
     gate = files.json(GATE_REPORT)
     if gate and not gate.get("passed"):
         said += [f"Blocked by the gate: {one}" for one in gate.get("verdict") or []]
+    said += [f"Its forms differ: {one}" for one in files.json(PARITY_REPORT).get("over_budget") or []]
     said.append("An image of none of the classes is answered with one of them, unless it is marked as unknown.")
     return said
 

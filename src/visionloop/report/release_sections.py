@@ -10,9 +10,10 @@ import yaml
 
 from visionloop.paths import (
     DEPLOY_REPORT,
-    EXPORT_REPORT,
     EXPORTED,
     GATE_REPORT,
+    PARITY_PAGE,
+    PARITY_REPORT,
     QUANTIZE_REPORT,
     REFERENCE_REPORT,
     ROBUSTNESS,
@@ -103,34 +104,31 @@ def compression(files: RunFiles) -> list[Block]:
 
 def parity(files: RunFiles) -> list[Block]:
     """How far the forms of the model are apart on the same images, from torch to the server."""
-    export, quantize, deploy = (files.json(path) for path in (EXPORT_REPORT, QUANTIZE_REPORT, DEPLOY_REPORT))
-    rows = []
-    if export:
-        images = figure("", export.get("golden_images"))
-        rows.append(["torch and ONNX", "largest difference of a logit", _tiny(export.get("max_logit_difference")), images])
-        rows.append(["torch and ONNX", "of the embedding", _tiny(export.get("max_embedding_difference")), images])
-    if "int8_agreement" in quantize:
-        rows.append(
-            ["FP32 and INT8", "images with the same answer", figure("agreement", quantize["int8_agreement"]), "val, test"]
-        )
-    for name, value in deploy.items():
-        if name.endswith("_difference"):
-            protocol, sent, what, _ = name.split("_")
-            difference = f"largest difference of a {what}, sent as {sent}"
-            images = figure("", deploy.get("golden_images"))
-            rows.append([f"offline and Triton over {words(protocol)}", difference, _tiny(value), images])
-    columns = ("forms", "what", "value", "images")
-    blocks: list[Block] = [Table("The same images, the same answers", columns, rows, wordy=True)]
-    lacking = [
-        missing(path, stage)
-        for path, stage, found in (
-            (EXPORT_REPORT, "export", export),
-            (QUANTIZE_REPORT, "quantize", quantize),
-            (DEPLOY_REPORT, "deploy", deploy),
-        )
-        if not found
-    ]
-    return [*(blocks if rows else []), *lacking]
+    found, quantize = files.json(PARITY_REPORT), files.json(QUANTIZE_REPORT)
+    if not found:
+        return [missing(PARITY_REPORT, "parity")]
+    over = _sentences(found, "over_budget")
+    verdict = "It is beyond a tolerance, so nothing is published:" if over else "All pairs are within their tolerances."
+    images = (
+        f"{figure('', found.get('held_out_images'))} held-out images as they came and {figure('', found.get('odd_files'))} "
+        f"odd files made of them. {PARITY_PAGE} shows each pair beside its limits, each kind of file, and the images that "
+        "forms name differently."
+    )
+    blocks: list[Block] = [Text(verdict), *(Text(sentence) for sentence in over), Text(images)]
+    forms = (found.get("forms") or [{}])[0]
+    rows = [
+        [" and ".join(forms.get(name) or [words(name)]), figure("agreement", pair.get("agreement")),
+         _tiny(pair.get("max_logit_distance")), _tiny(pair.get("mean_logit_distance"))]
+        for name, pair in (found.get("pairs") or {}).items()
+    ]  # fmt: skip
+    columns = ("forms", "same first class", "largest distance", "mean distance")
+    notes = (
+        "Distances of logits; where files are sent, of the logarithms of probabilities.",
+        *_sentences(found, "decoder_sentence"),
+        *([f"INT8, shipped or not, answers {figure('agreement', quantize['int8_agreement'])} of the val and test images as "
+           "FP32 does."] if "int8_agreement" in quantize else []),
+    )  # fmt: skip
+    return [*blocks, Table("The same images, the same answers", columns, rows, notes, wordy=True)]
 
 
 def gate(files: RunFiles) -> list[Block]:
@@ -147,7 +145,7 @@ def gate(files: RunFiles) -> list[Block]:
 
 def deployment(files: RunFiles) -> list[Block]:
     """What was published, and the reference that live traffic is compared with."""
-    deploy, reference = files.json(DEPLOY_REPORT), files.json(REFERENCE_REPORT)
+    deploy, reference, trial = (files.json(path) for path in (DEPLOY_REPORT, REFERENCE_REPORT, PARITY_REPORT))
     blocks: list[Block] = []
     if deploy:
         new = "published by this run" if deploy.get("new_version") else "this model already, nothing new was published"
@@ -155,9 +153,9 @@ def deployment(files: RunFiles) -> list[Block]:
         blocks.append(
             Tiles(
                 [
-                    (f"{figure('', deploy.get('http_p50_ms'))} ms", "an image over HTTP, median"),
-                    (f"{figure('', deploy.get('grpc_p50_ms'))} ms", "an image over gRPC, median"),
-                    (f"{figure('', deploy.get('server_start_seconds'))} s", "to start the server"),
+                    (f"{figure('', trial.get('http_p50_ms'))} ms", "an image over HTTP, median"),
+                    (f"{figure('', trial.get('grpc_p50_ms'))} ms", "an image over gRPC, median"),
+                    (f"{figure('', trial.get('server_start_seconds'))} s", "to start the server"),
                 ]
             )
         )

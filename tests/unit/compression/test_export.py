@@ -17,6 +17,7 @@ from visionloop.compression.export import Calibrated, export_onnx, onnx_bytes, t
 from visionloop.compression.parity import Golden, prove_parity
 from visionloop.errors import ArtifactError, ParityError
 from visionloop.features import softmax
+from visionloop.preprocess import RULES
 from visionloop.runtime import OnnxModel, check_agreement
 
 FAMILIES: tuple[Family, ...] = ("cnn", "vit")
@@ -88,7 +89,8 @@ def test_the_file_says_of_itself_what_a_reader_needs() -> None:
     model = OnnxModel(fresh_onnx("cnn"))
     said = dict(model.metadata)
     assert json.loads(said.pop("labels")) == list("0123456789")
-    assert json.loads(said.pop("preprocess")) == {"height": 16, "width": 16, "fit": "stretch", "filter": "bilinear"}
+    spec = {"height": 16, "width": 16, "fit": "stretch", "filter": "bilinear"}
+    assert json.loads(said.pop("preprocess")) == {**spec, **RULES}
     assert json.loads(said.pop("mean")) == pytest.approx(card.mean)
     assert json.loads(said.pop("std")) == pytest.approx(card.std)
     assert said == {

@@ -82,7 +82,8 @@ def serve(seed: int, seen: list[SplitRow] | None = None, **model: Any) -> None:
     """Publish a model that `seed` draws, as if an earlier run had."""
     folder = Path("served") / str(seed)
     helpers_serving.ship(folder, seed=seed, **model)
-    publish(folder, MODEL_REPOSITORY, helpers_serving.DEPLOY, None if seen is None else Seen.of(seen).to_bytes())
+    known = None if seen is None else Seen.of(seen).to_bytes()
+    publish(folder, MODEL_REPOSITORY, helpers_serving.DEPLOY, seen=known)
 
 
 def report() -> dict[str, Any]:

@@ -113,9 +113,13 @@ JSONS: dict[str, Any] = {
         "passed": 1, "forced": 0, "champion_version": 1, "verdict": ["Not worse by more than 1 point."],
         "rules": [{"rule": "frozen", "passed": True, "reason": "fine"}, {"rule": "newest", "passed": None, "reason": "few"}],
     },
-    "reports/deploy.json": {
-        "version": 2, "new_version": 1, "golden_images": 32, "http_bytes_probability_difference": 3e-8, "http_p50_ms": 1.5,
-        "grpc_p50_ms": 1.4, "server_start_seconds": 0.9,
+    "reports/deploy.json": {"version": 2, "new_version": 1},
+    "reports/parity.json": {
+        "held_out_images": 32, "odd_files": 60, "http_p50_ms": 1.5, "grpc_p50_ms": 1.4, "server_start_seconds": 0.9,
+        "pairs": {"http_bytes": {"agreement": 1.0, "max_logit_distance": 3e-8, "mean_logit_distance": 1e-9}},
+        "forms": [{"http_bytes": ["offline", f"served {EVIL}"]}], "decoder": [{"pillow": "13.0.0"}],
+        "served_decoder": [{"pillow": "11.3.0"}], "decoder_sentence": [f"They read alike {EVIL}."], "passed": 1,
+        "over_budget": [],
     },
     "reports/reference.json": {"rows": 90, "accuracy": 0.95, "mean_confidence": 0.9},
     "models/shipped/card.json": CARD,

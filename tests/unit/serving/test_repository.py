@@ -218,3 +218,34 @@ def test_a_label_with_a_line_break_stays_one_line(tmp_path: Path) -> None:
     ship(tmp_path / "shipped", labels=("a\nb", "c"))
     publish(tmp_path / "shipped", tmp_path / "repo", DEPLOY)
     assert (tmp_path / "repo/classifier/labels.txt").read_text(encoding="utf-8") == "a b\nc\n"
+
+
+def test_a_link_is_no_version_and_is_neither_followed_nor_removed(tmp_path: Path, shipped: Path) -> None:
+    publish(shipped, tmp_path / "repo", DEPLOY)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/kept").write_text("not ours")
+    (tmp_path / "repo/classifier/2").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert versions(tmp_path / "repo") == [1]
+    for seed in (2, 3, 4):
+        ship(tmp_path / "shipped", seed=seed)
+        assert publish(tmp_path / "shipped", tmp_path / "repo", DEPLOY) == (seed + 1, True)
+    assert versions(tmp_path / "repo") == [3, 4, 5]
+    assert (tmp_path / "repo/classifier/2/kept").read_text() == "not ours"
+
+
+def test_a_repository_that_cannot_be_written_is_a_sentence(tmp_path: Path, shipped: Path) -> None:
+    (tmp_path / "repo").write_text("a file where the folder should be")
+    with pytest.raises(
+        ServingError, match=r"repo cannot be written \(.*\); free some disk space or make the folder writable"
+    ):
+        publish(shipped, tmp_path / "repo", DEPLOY)
+    assert (tmp_path / "repo").read_text() == "a file where the folder should be"
+
+
+def test_what_the_project_and_the_served_models_decode_with_is_in_the_published_card(tmp_path: Path, shipped: Path) -> None:
+    publish(shipped, tmp_path / "repo", DEPLOY, lineage={"pillow": "13.0.0", "served_pillow": "11.3.0"})
+    card = load_card(champion_folder(tmp_path / "repo"))
+    assert card.lineage == {**load_card(shipped).lineage, "pillow": "13.0.0", "served_pillow": "11.3.0"}
+    card.verify(champion_folder(tmp_path / "repo"))
+    # Another decoder alone is no other model.
+    assert publish(shipped, tmp_path / "repo", DEPLOY, lineage={"pillow": "14.0.0"}) == (1, False)

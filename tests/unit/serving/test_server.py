@@ -93,6 +93,11 @@ def test_the_cause_is_the_first_telling_line_of_the_log() -> None:
     busy = "failed to start HTTP service: Unavailable - Socket '127.0.0.1:8000' already in use"
     assert cause_of(f'E1123 19:02:25.0 1 main.cc:242] "{busy} "\n') == f"{busy}."
     assert cause_of("") == "it wrote nothing."
+    config = "Poll failed for model directory 'classifier': failed to read text proto from /srv/config.pbtxt"
+    assert cause_of(
+        f'E1123 19:02:24.1 1 server.cc:241] "CudaDriverHelper has not been initialized."\n'
+        f'E1123 19:02:24.2 1 model_repository_manager.cc:1460] "{config}"\n'
+    ) == (f"{config}. Write it again: `dvc repro --force --single-item deploy`.")
     library = "stub: error while loading shared libraries: libpython3.11.so.1.0: cannot open shared object file"
     assert cause_of(library) == library
 

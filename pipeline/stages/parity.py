@@ -1,0 +1,256 @@
+"""Stage `parity`: the same images through every form of the model, up to a real Triton server; exit code 2 over a tolerance.
+
+Held-out images as they came and odd files made of them go through torch, ONNX FP32 and the shipped form, then over HTTP and
+gRPC, as tensors and as files. What is beyond a tolerance is on the page, and `deploy` publishes nothing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.stages import run_stage
+from serving import pixels
+from serving.trial import PROTOCOLS, Questions, Trial, serve
+from visionloop.card import ModelCard
+from visionloop.compression.export import Calibrated, torch_answers
+from visionloop.compression.graph import check_graph
+from visionloop.config import DeployParams, ParityParams, ServeParams, load_section
+from visionloop.data.shards import read_bytes, read_images
+from visionloop.data.splitting import read_split
+from visionloop.errors import BlockedError, DataError, ImageError
+from visionloop.evaluation import agreement, odd_images
+from visionloop.evaluation.agreement import Pair
+from visionloop.evaluation.agreement_page import MOST_SHOWN, Contract, Kind, Refusal, Shown, render
+from visionloop.evaluation.budgets import OVER_BUDGET
+from visionloop.features import softmax
+from visionloop.files import sha256_file, write_json, write_text
+from visionloop.models import load_model
+from visionloop.paths import (
+    CARD,
+    EXPORTED,
+    IMAGES,
+    MODEL_ONNX,
+    PARITY_PAGE,
+    PARITY_REPORT,
+    SHARDS,
+    SHIPPED,
+    SPLIT,
+    family_folder,
+)
+from visionloop.preprocess import decode, resize
+from visionloop.runtime import Floats, load
+
+AS_COLLECTED = "as collected"
+_WORDS = {"http": "HTTP", "grpc": "gRPC"}
+
+
+@dataclass(frozen=True)
+class Form:
+    """What one form of the model says of all images."""
+
+    name: str  # in words
+    logits: Floats  # [N, K]; of files that were served, logarithms of probabilities
+    embedding: Floats | None  # [N, D]
+
+
+def main() -> None:
+    """Read the model in each of its forms and the test images; write reports/parity.json and reports/parity.html."""
+    params, deploy, limits = load_section(ParityParams), load_section(DeployParams), load_section(ServeParams)
+    exported, exported_card = load(EXPORTED)
+    shipped, card = load(SHIPPED)
+    cards = ((EXPORTED, exported_card), (SHIPPED, card))
+    graphs = [(folder / MODEL_ONNX, check_graph(one.read_file(folder, MODEL_ONNX), one, str(folder / MODEL_ONNX)))
+              for folder, one in cards]  # fmt: skip
+
+    max_pixels = int(limits.max_image_megapixels * 1e6)
+    collected = _held_out(params.images, limits)
+    pictures = [decode(data, max_pixels=max_pixels).image for data in collected[: params.odd_pictures]]
+    odd = [file for picture in pictures for file in odd_images.answered(picture, card.preprocess)]
+    refused = list(odd_images.refused(decode(collected[0], max_pixels=max_pixels).image))
+    kinds = [AS_COLLECTED] * len(collected) + [file.kind for file in odd]
+    files = [*collected, *(file.data for file in odd)]
+    tensors = np.stack([resize(decode(data, max_pixels=max_pixels).image, card.preprocess) for data in files])
+
+    model, _ = load_model(family_folder(card.family))
+    temperature = exported_card.calibration.temperature if exported_card.calibration else 1.0
+    forms = {
+        "torch": Form("torch", *torch_answers(Calibrated(model, temperature), tensors)),
+        "fp32": Form("ONNX FP32", *exported.run_all(tensors)),
+        "offline": Form("the shipped form offline", *shipped.run_all(tensors)),
+    }
+    with tempfile.TemporaryDirectory(prefix="visionloop-trial-") as folder:
+        asked = Questions(files, tensors, [file.data for file in refused])
+        trial = serve(SHIPPED, asked, Path(folder), deploy=deploy, limits=limits)
+    here = pixels.read([*files, *(file.data for file in refused)], card.preprocess, max_pixels)
+    pairs = _pairs(forms, trial, card, params, len(collected))
+    refusals = _refusals([file.kind for file in refused], here.found[len(files) :], trial)
+    unread = [index for index in range(len(files)) if here.found[index] != trial.pixels.found[index]]
+
+    over = [sentence for pair in pairs for sentence in pair.over]
+    over += [f"{one.name} is {one.served or 'answered'!r} when served and {one.offline!r} offline"
+             for one in refusals if not one.same]  # fmt: skip
+    said = agreement.other_decoder(here.decoder, trial.pixels.decoder)
+    if unread:
+        said = f"{said or 'Both have the same libraries.'} They read {len(unread)} of {len(files)} files to other pixels: "
+        said += f"{', '.join(sorted({kinds[index] for index in unread})[:5])}."
+    else:
+        said = f"{said or 'Both have the same libraries.'} They read all {len(files)} files to the same pixels."
+
+    by_kind = [pair for pair in pairs if pair.tolerance in ("shipped", "bytes")]
+    disagreeing = sorted({index for pair in pairs for index in pair.disagreeing})
+    verdict = f"{len(pairs)} pairs of forms on {len(files)} images are"
+    contract = Contract(
+        title=f"Parity of the {card.architecture} from training to the endpoint",
+        sentences=[
+            f"{verdict} not all within their tolerances, so nothing is published." if over
+            else f"{verdict} within their tolerances.",
+            f"{len(collected)} held-out images as they were collected and {len(odd)} odd files made of them; "
+            f"{card.precision.upper()} is shipped.",
+        ],
+        over=over,
+        tiles=[
+            (str(len(files)), "images"), (str(len(set(kinds))), "kinds of files"),
+            (str(len(disagreeing)), "named differently"),
+            (f"{max(pair.distance.max_logit_distance for pair in pairs if pair.tolerance != 'shipped'):.0e}",
+             "largest logit distance but for INT8"),
+            (f"{trial.server_start_seconds:.1f} s", "to start the server"),
+        ],
+        pairs=pairs,
+        by_kind=by_kind,
+        kinds=_kinds(kinds, set(unread), by_kind),
+        refusals=refusals,
+        decoders=[(name, version, trial.pixels.decoder.get(name, "none")) for name, version in here.decoder.items()],
+        decoder_sentence=said,
+        graphs=[(str(path), _facts(asdict(facts))) for path, facts in graphs],
+        shown=[
+            Shown(f"{kinds[index]} (image {index + 1})", tensors[index], _said(index, forms, trial, card))
+            for index in disagreeing[:MOST_SHOWN]
+        ],
+        disagreeing=len(disagreeing),
+    )  # fmt: skip
+    write_text(PARITY_PAGE, render(contract, params.tolerances))
+    write_json(
+        PARITY_REPORT,
+        {
+            "images": len(files),
+            "held_out_images": len(collected),
+            "odd_files": len(odd),
+            "kinds": len(set(kinds)),
+            "refused_files": len(refused),
+            "disagreeing_images": len(disagreeing),
+            "same_pixels": 1 - len(unread) / len(files),
+            **{f"{protocol}_p50_ms": trial.answers[protocol].p50_ms for protocol in PROTOCOLS},
+            "server_start_seconds": trial.server_start_seconds,
+            "pairs": agreement.flat(pairs),
+            # In lists: `dvc metrics show` would make a column of each.
+            "forms": [{pair.name: [pair.reference, pair.form] for pair in pairs}],
+            "decoder": [here.decoder],
+            "served_decoder": [trial.pixels.decoder],
+            "decoder_sentence": [said],
+            "model": [card.files[MODEL_ONNX]],
+            "card": [sha256_file(SHIPPED / CARD)],
+            "passed": int(not over),
+            OVER_BUDGET: over,
+        },
+    )
+    print(f"{PARITY_REPORT}: {' '.join(contract.sentences)}")
+    for pair in pairs:
+        print(
+            f"{pair.reference} and {pair.form}: {pair.distance.agreement:.2%} with the same first class, logits within "
+            f"{pair.distance.max_logit_distance:.1e}, {pair.distance.mean_logit_distance:.1e} on average"
+        )
+    print(said)
+    if over:  # after the page, which shows where
+        raise BlockedError(
+            f"The forms of the model answer differently: {'; '.join(over)}. Look at {PARITY_PAGE}; rebuild with "
+            "`dvc repro`, or change the tolerance with its reason."
+        )
+
+
+def _held_out(count: int, limits: ServeParams) -> list[bytes]:
+    """Encoded test images, the same ones every time: those with the smallest ids, which are hashes and so a fair draw."""
+    test = {row.id for row in read_split(SPLIT) if row.split == "test"}
+    rows = {row.id: row for row in read_images(IMAGES) if row.id in test}
+    chosen = [rows[image_id] for image_id in sorted(rows)[:count]]
+    found = {row.id: data for row, data in read_bytes(SHARDS, chosen) if _is_served(data, limits)}
+    if not found:
+        raise DataError("No test image is within serve.max_image_megabytes and serve.max_image_megapixels; raise them.")
+    return [found[image_id] for image_id in sorted(found)]
+
+
+def _is_served(data: bytes, limits: ServeParams) -> bool:
+    if len(data) > limits.max_image_megabytes * 1e6:
+        return False
+    try:
+        decode(data, max_pixels=int(limits.max_image_megapixels * 1e6))
+    except ImageError:
+        return False
+    return True
+
+
+def _pairs(forms: dict[str, Form], trial: Trial, card: ModelCard, params: ParityParams, collected: int) -> list[Pair]:
+    torch, fp32, offline = forms["torch"], forms["fp32"], forms["offline"]
+
+    def pair(name: str, key: str, one: Form, other: Form, answers: Sequence[int] | None = None) -> Pair:
+        embeddings = None if one.embedding is None or other.embedding is None else (one.embedding, other.embedding)
+        # INT8 moves the embedding as it moves the logits, which alone are judged.
+        embeddings = None if key == "shipped" else embeddings
+        tolerance = (key, getattr(params.tolerances, key))
+        words = (one.name, other.name)
+        return agreement.compare(
+            name, words, one.logits, other.logits, tolerance=tolerance, embeddings=embeddings, answers=answers,
+            judged=collected if key == "shipped" else None,
+        )  # fmt: skip
+
+    found = [pair("torch_onnx", "onnx", torch, fp32)]
+    shipped = Form(f"the shipped {card.precision.upper()}", offline.logits, offline.embedding)
+    found.append(pair("onnx_shipped", "shipped", fp32, shipped))
+    said = Form(offline.name, agreement.log_probabilities(softmax(offline.logits).astype(np.float32)), None)
+    place = {label: number for number, label in enumerate(card.labels)}
+    for protocol in PROTOCOLS:
+        answers, words = trial.answers[protocol], _WORDS[protocol]
+        served = Form(f"served by tensor over {words}", answers.logits, answers.embedding)
+        found.append(pair(f"{protocol}_tensor", "tensor", offline, served))
+        served = Form(f"served by file over {words}", agreement.log_probabilities(answers.probabilities), None)
+        named = [place.get(label, -1) for label in answers.labels]
+        found.append(pair(f"{protocol}_bytes", "bytes", said, served, named))
+    return found
+
+
+def _refusals(names: Sequence[str], offline: Sequence[str], trial: Trial) -> list[Refusal]:
+    found = []
+    for index, (name, sentence) in enumerate(zip(names, offline, strict=True)):
+        served = {trial.answers[protocol].refusals[index] for protocol in PROTOCOLS}
+        found.append(Refusal(name, sentence, " / ".join(sorted(served)), served == {sentence}))
+    return found
+
+
+def _kinds(kinds: Sequence[str], unread: set[int], pairs: Sequence[Pair]) -> list[Kind]:
+    found = []
+    for name in dict.fromkeys(kinds):
+        places = [index for index, kind in enumerate(kinds) if kind == name]
+        distances = tuple(float(pair.by_image[places].max()) for pair in pairs)
+        found.append(Kind(name, len(places), sum(index not in unread for index in places), distances))
+    return found
+
+
+def _said(index: int, forms: dict[str, Form], trial: Trial, card: ModelCard) -> list[tuple[str, str]]:
+    """What each form says of one image: its first class and how probable that is."""
+    said = [(form.name, softmax(form.logits[index : index + 1])[0]) for form in forms.values()]
+    said += [(f"by file over {_WORDS[protocol]}", trial.answers[protocol].probabilities[index]) for protocol in PROTOCOLS]
+    return [(name, f"{card.labels[int(one.argmax())]}, {one.max():.3f}") for name, one in said]
+
+
+def _facts(facts: dict[str, Any]) -> dict[str, object]:
+    domains = ", ".join(name or "ai.onnx" for name in facts["domains"])
+    return {**facts, "megabytes": f"{facts['megabytes']:.3f}", "domains": domains}
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_stage(main))
