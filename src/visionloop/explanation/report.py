@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from visionloop.data.packing import PackedSplit
-from visionloop.evaluation.comparison import counted
 from visionloop.evaluation.pictures import short
 from visionloop.evaluation.predictions import SplitPredictions, spread, worst_mistakes
 from visionloop.explanation import pictures
@@ -274,7 +273,7 @@ def _sentence(name: str, best: Faithfulness, blind: Curves, chance: float, count
     return (
         f"{pointed} Pixels that come back in its order reach an area of {best.curves.insertion_auc:.2f} (random order "
         f"{blind.insertion_auc:.2f}), pixels taken away leave {best.curves.deletion_auc:.2f} ({blind.deletion_auc:.2f}), "
-        f"over {counted(count, 'image')}."
+        f"over {count} image{'' if count == 1 else 's'}."
     )
 
 

@@ -111,7 +111,9 @@ class RunFiles:
         return data
 
     def _damaged(self, path: Path, what: str) -> dict[str, Any]:
-        self.damaged.append(f"{path} {what}; rebuild it with `dvc repro`.")
+        sentence = f"{path} {what}; rebuild it with `dvc repro`."
+        if sentence not in self.damaged:  # several sections read the same file
+            self.damaged.append(sentence)
         return {}
 
 

@@ -96,6 +96,8 @@ def test_damaged_files_are_told_and_never_end_the_report(whole: Path, content: s
         path.write_bytes(b"no picture")
     page = page_of(whole)
     assert "reports/augmentation.png is no PNG; rebuild it with `dvc repro`." in page
+    told = re.findall(r'<p class="warning">(.*?)</p>', page)
+    assert len(told) == len(set(told))
     assert page.count("<section ") == 16
 
 
