@@ -545,7 +545,7 @@ def _lay_over(tree: dict[str, Any], changes: Mapping[str, Any]) -> None:
 class CalibrateParams(Section):
     section: ClassVar[str] = "calibrate"
     precision: float = Field(gt=0.5, lt=1, description="that each class's threshold keeps, on val")
-    review_share: float = Field(ge=0, le=0.5, description="of the answers, the least certain, goes to a person")
+    review_share: float = Field(ge=0, lt=1, description="of the answers, the least certain, goes to a person")
     known_kept: float = Field(ge=0.5, lt=1, description="share of the val images that are not called unknown")
     foreign: str = Field(min_length=1, description="folder of images of none of the classes; may be empty")
 
@@ -597,13 +597,18 @@ class RobustnessParams(Section):
         known = [
             "clean_accuracy", "corruption_accuracy", "mean_corruption_error", "relative_corruption_error",
             "extra_corruption_accuracy", "worst_corruption_accuracy", "worst_class_accuracy",
-            *(f"{change}_accuracy_{amount:g}" for change, amounts in curves.items() for amount in amounts),
+            *(f"{change}_accuracy_{amount:g}" for change, amounts in curves.items() for amount in amounts
+              if (change, amount) != ("scale", 1.0)),  # the size as it is
         ]  # fmt: skip
-        for name in self.budgets:
+        for name, limit in self.budgets.items():
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
                 hint = f"did you mean '{near[0]}'" if near else f"there are {', '.join(known)}"
                 raise ValueError(f"budgets has '{name}', which the report does not measure; {hint}")
+            if limit is not None and limit > 1 and name != "relative_corruption_error":
+                raise ValueError(
+                    f"budgets.{name} is {limit:g}, and it is measured as a share; write it from 0 to 1, as 0.75 for 75 %"
+                )
         return self
 
 

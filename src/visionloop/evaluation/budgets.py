@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +16,7 @@ def judge(numbers: Mapping[str, float], budgets: Mapping[str, float | None], sec
     """A sentence for each number over its budget; none where `budgets` has None.
 
     A number whose name ends in "error" may be at most its budget, any other has to reach it. One that the report does not
-    have, because there was nothing to measure it on, is over its budget: nobody showed that it is within.
+    have, or has as NaN, because there was nothing to measure it on, is over its budget: nobody showed that it is within.
 
     >>> judge({"corruption_accuracy": 0.7}, {"corruption_accuracy": 0.75}, "robustness")
     ['corruption_accuracy is 0.7000, below robustness.budgets.corruption_accuracy: 0.75']
@@ -25,7 +26,7 @@ def judge(numbers: Mapping[str, float], budgets: Mapping[str, float | None], sec
         if limit is None:
             continue
         key = f"{section}.budgets.{name}: {limit:g}"
-        if name not in numbers:
+        if math.isnan(numbers.get(name, math.nan)):
             sentences.append(f"{name} could not be measured, which {key} asks for")
         elif name.endswith("error") and numbers[name] > limit:
             sentences.append(f"{name} is {numbers[name]:.4f}, above {key}")

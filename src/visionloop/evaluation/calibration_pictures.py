@@ -56,8 +56,10 @@ def risk_coverage_png(coverage: Floats, risk: Floats, *, area: float, reviewed: 
         shown = np.unique(np.linspace(0, len(coverage) - 1, min(len(coverage), _MOST_POINTS)).round().astype(np.int64))
         axes.plot(coverage[shown], risk[shown], drawstyle="steps-post")
         axes.axvline(1 - reviewed, color="firebrick", linestyle="--", linewidth=1, label=f"{reviewed:.1%} go to a person")
-        axes.set(xlabel="share of answers kept, the most certain first", ylabel="share of these that is wrong", xlim=(0, 1))
-        axes.set_ylim(bottom=0)
+        axes.set(xlabel="share of answers kept, the most certain first", ylabel="share of these that is wrong")
+        # Room beyond the frame: of a model with one mistake the curve is the lower edge and the right one.
+        top = max(float(risk.max()), 1 / len(risk))
+        axes.set(xlim=(0, 1.02), ylim=(-0.03 * top, 1.08 * top))
         axes.grid(alpha=0.3)
         axes.legend(loc="upper left")
     return buffer.getvalue()

@@ -73,7 +73,7 @@ def notes(predictions: SplitPredictions, labels: Sequence[str], top_k: int) -> l
     said = []
     if len(present) == 1:
         said.append(
-            f"All {len(predictions.targets)} test images are of class {labels[present[0]]}: no ROC curve of a class is "
+            f"Every test image is of class {labels[present[0]]}: no ROC curve of a class is "
             "defined, and nothing here says how classes are told apart."
         )
     absent = [label for index, label in enumerate(labels) if index not in present]

@@ -143,13 +143,16 @@ def proof_png(
                     if name == "insertion"
                     else (of_method.deletion, of_method.deletion_auc)
                 )
+                if not len(values):  # no image was answered rightly
+                    continue
                 style = "--" if method == "random" else "-"
                 axes.plot(taken, values.mean(0), style, label=f"{method}, area {area:.3f}")
             axes.set(ylim=(0, 1.02), ylabel="probability of the class", title=name)
             axes.set_xlabel(
                 "share of the pixels that " + ("are back in a blurred image" if name == "insertion" else "are gone")
             )
-            axes.legend(fontsize=8)
+            if axes.lines:
+                axes.legend(fontsize=8)
             axes.grid(alpha=0.3)
     return buffer.getvalue()
 

@@ -252,6 +252,8 @@ def measure(
 
 
 def _areas(method: str, curves: Curves) -> dict[str, float]:
+    if not len(curves.insertion):
+        return {}
     return {
         f"{method}_insertion": round(curves.insertion_auc, 4),
         f"{method}_deletion": round(curves.deletion_auc, 4),
@@ -266,10 +268,12 @@ def _sentence(name: str, best: Faithfulness, blind: Curves, chance: float, count
         if pointing
         else "Too few test images are answered from a quarter for a pointing test."
     )
+    if count == 0:
+        return f"{pointed} No test image is answered rightly, so insertion and deletion have nothing to show."
     return (
         f"{pointed} Pixels that come back in its order reach an area of {best.curves.insertion_auc:.2f} (random order "
         f"{blind.insertion_auc:.2f}), pixels taken away leave {best.curves.deletion_auc:.2f} ({blind.deletion_auc:.2f}), "
-        f"over {count} images."
+        f"over {count} image{'' if count == 1 else 's'}."
     )
 
 

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,9 @@ class RunFiles:
         return data
 
     def _damaged(self, path: Path, what: str) -> dict[str, Any]:
-        self.damaged.append(f"{path} {what}; rebuild it with `dvc repro`.")
+        sentence = f"{path} {what}; rebuild it with `dvc repro`."
+        if sentence not in self.damaged:  # several sections read the same file
+            self.damaged.append(sentence)
         return {}
 
 
@@ -124,3 +126,36 @@ def not_as_locked(lock: Mapping[str, Any], md5s: Mapping[str, str]) -> list[str]
         if "path" in out
     }
     return sorted(path for path, md5 in md5s.items() if named.get(path) not in (None, md5))
+
+
+def of_earlier_run(lock: Mapping[str, Any], md5s: Mapping[str, str]) -> list[str]:
+    """Stages whose results were made from files that other stages have made anew since, in the order of `dvc.lock`.
+
+    Those that follow them are among them; a stage with a file that is not as the lock names it has run since. What lies
+    within the folder that another stage writes is not looked at.
+    """
+    stages = lock.get("stages") or {}
+    made = {
+        out["path"]: (name, out.get("md5"))
+        for name, stage in stages.items()
+        for out in stage.get("outs") or []
+        if "path" in out
+    }
+    used = {
+        name: [(*made[dep["path"]], dep.get("md5")) for dep in stage.get("deps") or [] if dep.get("path") in made]
+        for name, stage in stages.items()
+    }
+    found = {name for name, deps in used.items() if any(now != then for _, now, then in deps)}
+    while more := {name for name, deps in used.items() if found & {maker for maker, _, _ in deps}} - found:
+        found |= more
+    anew = {made[path][0] for path in not_as_locked(lock, md5s)}
+    return [name for name in stages if name in found - anew]
+
+
+def earlier_words(stages: Sequence[str]) -> list[str]:
+    """The sentence about the stages of `of_earlier_run`; none where there is none."""
+    if not stages:
+        return []
+    return [
+        f"Of an earlier run, since what they are made from has changed: {', '.join(stages)}. `dvc repro` brings all in line."
+    ]

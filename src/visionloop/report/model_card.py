@@ -29,7 +29,7 @@ from visionloop.records import SPLITS
 from visionloop.report import model_sections, release_sections
 from visionloop.report.blocks import Block, Missing, Table, Text, Tiles, escaped, figure, interval, words
 from visionloop.report.data_sections import missing
-from visionloop.report.files import RunFiles
+from visionloop.report.files import RunFiles, earlier_words, of_earlier_run
 from visionloop.report.model_sections import FAMILIES
 from visionloop.report.release_sections import Origin
 from visionloop.report.story import guarded, sentences
@@ -46,7 +46,7 @@ def markdown(files: RunFiles, origin: Origin, owner: ReportParams) -> str:
     metrics = files.json(evaluate_report(family) / "metrics.json") if family in FAMILIES else {}
     parts: list[tuple[str, Callable[[], str]]] = [
         ("", lambda: _header(owner, card, metrics)),
-        (f"# {escaped(owner.model_name)}", lambda: _paragraphs(sentences(files))),
+        (f"# {escaped(owner.model_name)}", lambda: _paragraphs(sentences(files, origin.lock))),
         ("## Model details", lambda: _details(files, card, origin, owner)),
         ("## Intended use", lambda: f"**For:** {_said(owner.intended_use, 'intended_use')}"),
         ("", lambda: f"**Not for:** {_said(owner.out_of_scope, 'out_of_scope')}"),
@@ -57,7 +57,7 @@ def markdown(files: RunFiles, origin: Origin, owner: ReportParams) -> str:
         ("## Quantitative analyses", lambda: _analyses(files, family, metrics)),
         ("## Ethical considerations", lambda: _said(owner.ethical_considerations, "ethical_considerations")),
         ("## Caveats and limits", lambda: _said(owner.limits, "limits")),
-        ("", lambda: _list(_measured_limits(files, metrics, family))),
+        ("", lambda: _list([*_earlier(files, origin), *_measured_limits(files, metrics, family)])),
     ]
     texts = [text for heading, build in parts for text in (heading, guarded(build, as_text).strip("\n"))]
     return "\n\n".join(text for text in texts if text) + "\n"
@@ -215,6 +215,10 @@ def _tables(found: Sequence[Block], name: str, titles: Sequence[str]) -> list[Bl
         and any(word in block.title for word in titles)
         and not block.title.startswith(tuple(others))
     ]
+
+
+def _earlier(files: RunFiles, origin: Origin) -> list[str]:
+    return earlier_words(of_earlier_run(origin.lock, files.md5s))
 
 
 def _measured_limits(files: RunFiles, metrics: Mapping[str, Any], family: str) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
 from visionloop.paths import (
     DEPLOY_REPORT,
@@ -16,7 +17,7 @@ from visionloop.paths import (
 )
 from visionloop.report import data_sections, model_sections, release_sections
 from visionloop.report.blocks import Block, Missing, Report, Section, Tiles, figure
-from visionloop.report.files import RunFiles
+from visionloop.report.files import RunFiles, earlier_words, of_earlier_run
 from visionloop.report.model_sections import FAMILIES, shown
 from visionloop.report.release_sections import Origin
 
@@ -46,9 +47,9 @@ def tell(files: RunFiles, origin: Origin, model_name: str) -> Report:
     sections = [Section(name, title, shown(guarded(build, _missing))) for name, title, build in builders]
     return Report(
         title=model_name,
-        sentences=guarded(lambda: sentences(files), lambda sentence: [sentence]),
-        tiles=guarded(lambda: Tiles(_tiles(files)), lambda _: Tiles([])),
-        warnings=guarded(lambda: release_sections.warnings(files, origin), lambda sentence: [sentence]),
+        sentences=guarded(lambda: sentences(files, origin.lock), lambda sentence: [sentence]),
+        tiles=guarded(lambda: Tiles(_tiles(files, origin.lock)), lambda _: Tiles([])),
+        warnings=guarded(lambda: _warnings(files, origin), lambda sentence: [sentence]),
         sections=sections,
     )
 
@@ -66,9 +67,15 @@ def _missing(sentence: str) -> list[Block]:
     return [Missing(sentence)]
 
 
-def sentences(files: RunFiles) -> list[str]:
-    """The result in words."""
-    select, quantize, deploy = (files.json(path) for path in (SELECT_REPORT, QUANTIZE_REPORT, DEPLOY_REPORT))
+def _warnings(files: RunFiles, origin: Origin) -> list[str]:
+    return [*earlier_words(of_earlier_run(origin.lock, files.md5s)), *release_sections.warnings(files, origin)]
+
+
+def sentences(files: RunFiles, lock: Mapping[str, Any]) -> list[str]:
+    """The result in words; what `dvc.lock` shows to be of an earlier run is no result of this one."""
+    select, quantize, deploy, robust, gate = _of_this_run(
+        files, lock, SELECT_REPORT, QUANTIZE_REPORT, DEPLOY_REPORT, ROBUSTNESS_REPORT, GATE_REPORT
+    )
     family = str(select.get("selected", ""))
     if family not in FAMILIES:
         return ["No model is selected yet: the run is not finished, and this page shows what there is."]
@@ -88,7 +95,6 @@ def sentences(files: RunFiles) -> list[str]:
             f"It is shipped as {str(quantize['shipped']).upper()}, whose test accuracy is "
             f"{figure('accuracy', quantize.get('test_accuracy'))}."
         )
-    robust, gate = files.json(ROBUSTNESS_REPORT), files.json(GATE_REPORT)
     if "passed" in robust:
         said.append("It is within the budgets of robustness." if robust["passed"] else "It is over a budget of robustness.")
     if "passed" in gate:
@@ -99,11 +105,19 @@ def sentences(files: RunFiles) -> list[str]:
     return said
 
 
-def _tiles(files: RunFiles) -> list[tuple[str, str]]:
-    select, quantize, deploy = (files.json(path) for path in (SELECT_REPORT, QUANTIZE_REPORT, DEPLOY_REPORT))
+def _of_this_run(files: RunFiles, lock: Mapping[str, Any], *paths: Path) -> list[dict[str, Any]]:
+    """The objects in JSON files; an empty one for each that is of an earlier run."""
+    found = [files.json(path) for path in paths]
+    stages = lock.get("stages") or {}
+    earlier = {out["path"] for name in of_earlier_run(lock, files.md5s) for out in stages[name].get("outs") or []}
+    return [{} if str(path) in earlier else one for path, one in zip(paths, found, strict=True)]
+
+
+def _tiles(files: RunFiles, lock: Mapping[str, Any]) -> list[tuple[str, str]]:
+    select, quantize, deploy = _of_this_run(files, lock, SELECT_REPORT, QUANTIZE_REPORT, DEPLOY_REPORT)
     family, form = str(select.get("selected", "")), str(quantize.get("shipped", ""))
     metrics = files.json(evaluate_report(family) / "metrics.json") if family in FAMILIES else {}
-    card = files.json(SHIPPED / "card.json")
+    card = files.json(SHIPPED / "card.json") if form else {}
     tiles = []
     if metrics:
         ends = " to ".join(figure("accuracy", metrics.get(f"accuracy_{end}")).removesuffix(" %") for end in ("low", "high"))

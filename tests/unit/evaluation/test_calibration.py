@@ -159,6 +159,7 @@ def test_the_review_share_is_the_share_below_its_threshold() -> None:
     confidence = np.random.default_rng(0).permutation(np.linspace(0.3, 0.99, 200))
     threshold = review_threshold(confidence, 0.05)
     assert (confidence < threshold).sum() == 10
+    assert (confidence < review_threshold(confidence, 0.99)).sum() == 198
     assert review_threshold(confidence, 0.0) == 0
     assert review_threshold(np.full(10, 0.9), 0.5) == 0.9  # among equal ones none goes
     assert review_threshold(np.empty(0), 0.5) == 0

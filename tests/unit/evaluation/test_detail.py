@@ -76,7 +76,7 @@ def test_a_single_class_a_single_image_and_no_mistake(tmp_path: Path) -> None:
     found = written(called([1], [1], 2), ("a", "b"), tmp_path / "detail.json")
     assert found["pairs"] == []
     said = " ".join(found["notes"])
-    assert "All 1 test images are of class b: no ROC curve of a class is defined" in said
+    assert "Every test image is of class b: no ROC curve of a class is defined" in said
     assert "evaluate.top_k is 3 and there are 2 classes: a top-3 accuracy would always be 1." in said
     only = written(called([0, 0], [0, 0], 1), ("a",), tmp_path / "only.json")
     assert only["per_class"][0]["roc_auc"] is None

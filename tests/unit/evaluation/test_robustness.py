@@ -183,6 +183,10 @@ def test_budgets_say_which_number_is_on_the_wrong_side() -> None:
         "relative_corruption_error is 1.2000, above robustness.budgets.relative_corruption_error: 1",
     ]
     assert judge(numbers, dict.fromkeys(budgets), "robustness") == []
+    # NaN is neither above nor below anything.
+    assert judge({"corruption_accuracy": float("nan")}, {"corruption_accuracy": 0.75}, "robustness") == [
+        "corruption_accuracy could not be measured, which robustness.budgets.corruption_accuracy: 0.75 asks for"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -191,6 +195,8 @@ def test_budgets_say_which_number_is_on_the_wrong_side() -> None:
         ({"budgets": {"fgsm_accuracy_3": 0.5}}, "budgets has 'fgsm_accuracy_3', which .* did you mean 'fgsm_accuracy_"),
         ({"budgets": {"zzz": 0.5}}, "there are clean_accuracy, .* scale_accuracy_2"),
         ({"budgets": {"corruption_accuracy": -1}}, "greater than or equal to 0"),
+        ({"budgets": {"corruption_accuracy": 75}}, "budgets.corruption_accuracy is 75, .* as a share; write it from 0 to 1"),
+        ({"scales": [0.5, 1], "budgets": {"scale_accuracy_1": 0.5}}, "scale_accuracy_1', which the report does not measure"),
         ({"epsilons": [4, 2]}, "a list of numbers above 0, each above the one before it"),
         ({"scales": [0, 1]}, "a list of numbers above 0"),
         ({"shifts_pixels": []}, "at least 1"),

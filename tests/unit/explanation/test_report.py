@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,20 @@ def test_a_network_whose_evidence_is_known_passes_and_the_same_data_write_the_sa
     write(tmp_path / "b")
     for name in report.FILES:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_a_model_without_a_right_answer_has_no_areas_and_a_sentence(tmp_path: Path) -> None:
+    sides, splits = world()
+    wrong = {side: replace(one, probabilities=np.roll(np.eye(3)[one.targets], 1, axis=1)) for side, one in splits.items()}
+    said = report.write(
+        tmp_path, tiny.colours(), LABELS, sides, wrong, setting="auto", explained_images=2, mistake_images=2, title="cnn"
+    )
+    assert "no val image is answered rightly to choose by" in said
+    assert said.endswith("No test image is answered rightly, so insertion and deletion have nothing to show.")
+    numbers = json.loads((tmp_path / "explanation.json").read_text())
+    assert numbers["order_images"] == 0
+    assert not [name for name in numbers if name.endswith(("_insertion", "_deletion"))]
+    assert size((tmp_path / "explanation_proof.png").read_bytes())[0] > 1000
 
 
 def test_the_method_of_the_params_is_taken_where_the_network_has_what_it_needs(tmp_path: Path) -> None:

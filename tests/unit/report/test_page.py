@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import yaml
 
 from tests.browser import chromium, needs_chromium
 from tests.unit.report.runs import EVIL, LONG, OWNER, PICTURES, origin, write_run
 from visionloop.report.files import RunFiles
+from visionloop.report.model_card import markdown
 from visionloop.report.page import render
 from visionloop.report.story import tell
 
@@ -93,6 +96,8 @@ def test_damaged_files_are_told_and_never_end_the_report(whole: Path, content: s
         path.write_bytes(b"no picture")
     page = page_of(whole)
     assert "reports/augmentation.png is no PNG; rebuild it with `dvc repro`." in page
+    told = re.findall(r'<p class="warning">(.*?)</p>', page)
+    assert len(told) == len(set(told))
     assert page.count("<section ") == 16
 
 
@@ -101,6 +106,38 @@ def test_long_tables_are_folded(whole: Path) -> None:
     (whole / "reports/robustness").mkdir(exist_ok=True)
     (whole / "reports/robustness/malformed.csv").write_text(f"kind,outcome\n{rows}")
     assert "<summary>Malformed bytes and extreme images, 30 rows</summary>" in page_of(whole)
+
+
+def locked(path: Path, root: Path) -> dict[str, str]:
+    return {"path": str(path), "md5": hashlib.md5((root / path).read_bytes(), usedforsecurity=False).hexdigest()}
+
+
+def test_results_of_an_earlier_run_are_named_and_are_no_result_of_this_one(whole: Path) -> None:
+    """`evaluate` ran anew and the run was stopped: what lies behind it is still there, as a commit brought it."""
+    metrics, select, quantize, gate, deploy = (
+        Path(f"reports/{name}.json") for name in ("evaluate/cnn/metrics", "select", "quantize", "gate", "deploy")
+    )
+    old = {"path": str(metrics), "md5": "0" * 32}
+    stages = {
+        "evaluate@cnn": {"outs": [locked(metrics, whole)]},
+        "select": {"deps": [locked(metrics, whole)], "outs": [locked(select, whole)]},
+        "quantize": {"deps": [old], "outs": [locked(quantize, whole)]},
+        # The gate blocked: it wrote its report, and DVC keeps the hash of the earlier one.
+        "gate": {"deps": [locked(quantize, whole)], "outs": [{"path": str(gate), "md5": "1" * 32}]},
+        "deploy": {"deps": [locked(quantize, whole)], "outs": [locked(deploy, whole)]},
+    }
+    (whole / "dvc.lock").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    head = page_of(whole).split("</header>")[0]
+    assert "Of an earlier run, since what they are made from has changed: quantize, deploy. `dvc repro` brings" in head
+    assert "47 of 50 test images" in head and "The gate lets it pass." in head
+    assert "INT8" not in head and "of the endpoint" not in head
+    files = RunFiles(whole)
+    card = markdown(files, origin(files), OWNER)
+    assert "- Of an earlier run, since what they are made from has changed: quantize, deploy." in card
+    assert "of the endpoint" not in card
+    stages["quantize"]["deps"] = [locked(metrics, whole)]
+    (whole / "dvc.lock").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    assert "Of an earlier run" not in page_of(whole)
 
 
 def test_files_of_another_run_than_the_locked_one_are_named(whole: Path) -> None:
