@@ -58,6 +58,9 @@ ROBUSTNESS = Path("reports/robustness")  # tables of corruptions, classes, curve
 SHIPPED = Path("models/shipped")  # model.onnx (INT8 or FP32, whichever earned it), embedding_pca.npz, card.json
 QUANTIZE_REPORT = Path("reports/quantize.json")
 VARIANTS = Path("reports/variants.csv")  # speed, size and memory of torch, FP32 and INT8 by batch size
+COMPRESSION_REPORT = Path("reports/compression.json")  # every form and every trial of the search, with the layers
+COMPRESSION_TABLE = Path("reports/compression.csv")  # a row per form
+COMPRESSION_PAGE = Path("reports/compression.html")
 # gate
 PROMOTIONS = Path("data/promotions.csv")  # which models people published over the gate's head, with who and why
 GATE_REPORT = Path("reports/gate.json")
