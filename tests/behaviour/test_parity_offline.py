@@ -17,7 +17,7 @@ from pipeline.stages import export as export_stage
 from pipeline.stages import quantize as quantize_stage
 from tests.onnx_models import TEST, TRAIN, VAL, digits
 from tests.torch_models import OPSET, Family, trained
-from visionloop.card import load_card
+from visionloop.card import Calibration, load_card
 from visionloop.compression.choice import Budgets, Form, HeldOut, choose
 from visionloop.compression.export import onnx_bytes, torch_answers
 from visionloop.compression.graph import prepare
@@ -29,6 +29,7 @@ from visionloop.data.policy import AugmentPolicy
 from visionloop.errors import ArtifactError
 from visionloop.features import EmbeddingPCA
 from visionloop.files import sha256_bytes, write_json
+from visionloop.paths import CALIBRATION as CALIBRATION_FILE
 from visionloop.paths import (
     EMBEDDING_PCA,
     EXPORTED,
@@ -36,6 +37,7 @@ from visionloop.paths import (
     MODEL_ONNX,
     MODEL_TORCH,
     PACKED,
+    ROBUSTNESS_REPORT,
     SELECTED,
     SHIPPED,
     family_folder,
@@ -236,4 +238,9 @@ def write_inputs(family: Family, *, min_speedup: float) -> None:
     folder.mkdir(parents=True)
     torch.save(model.state_dict(), folder / MODEL_TORCH)
     card.with_files(folder, (MODEL_TORCH,)).write(folder)
+    plain = Calibration(
+        temperature=1.0, precision_thresholds=dict.fromkeys(LABELS), unknown=None, review_below=0.0, review_share=0.0
+    )
+    write_json(folder / CALIBRATION_FILE, plain.model_dump(mode="json"))
     write_json(SELECTED, {"family": family, "reason": "written by a test"})
+    write_json(ROBUSTNESS_REPORT, {"over_budget": []})

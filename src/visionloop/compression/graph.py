@@ -34,10 +34,12 @@ def prepare(data: bytes) -> onnx.ModelProto:
     becomes a depthwise 1x1 convolution, which is the same in float and can be an integer one, where a batch norm would
     send the map through float at every block.
     """
+    source = onnx.load_from_string(data)
     with tempfile.TemporaryDirectory(prefix="visionloop-graph-") as folder:
         prepared = Path(folder) / "prepared.onnx"
-        quant_pre_process(onnx.load_from_string(data), prepared)
+        quant_pre_process(source, prepared)
         proto = onnx.load(prepared)
+    helper.set_model_props(proto, {item.key: item.value for item in source.metadata_props})  # without the optimiser's mark
     _norms_to_convolutions(proto.graph)
     finish(proto)
     return proto

@@ -82,4 +82,4 @@ def test_a_form_that_cannot_be_loaded_is_told_in_one_sentence(tmp_path: Path) ->
 
 
 def test_the_machine_is_named_with_its_load() -> None:
-    assert re.search(r", \d+ cores, load \d+\.\d, one thread, torch 2\.\S+, ONNX Runtime 1\.\S+$", machine())
+    assert re.search(r", \d+ cores, load \d+\.\d, one thread, torch 2\.\S+, ONNX Runtime 1\.\S+, OpenVINO \d\S+$", machine())
