@@ -45,7 +45,7 @@ def test_every_kind_of_change_is_tried_and_the_forms_run_in_both_runtimes(whole:
         "1 most sensitive layer in float",
     ]  # fmt: skip
     assert names[: len(order)] == order
-    assert names[-1] == "dynamic ranges"
+    assert "dynamic ranges" in names and names[-1].endswith(", openvino")
     forms = {form.name: form.runtime for form in whole.forms}
     assert list(forms)[:3] == ["fp32", "int8 as is", "int8"]
     assert forms["fp32, openvino"] == forms["int8, openvino"] == "openvino"
