@@ -56,7 +56,7 @@ class Release(BaseModel):
     champion: int
     previous: int | None
     model_sha256: str
-    precision: Literal["fp32", "int8"]
+    precision: Literal["fp32", "fp16", "int8"]
     family: str
 
 

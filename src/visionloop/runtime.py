@@ -240,12 +240,15 @@ def compare_latency(
     return {name: tuple(values) for name, values in results.items()}
 
 
+_Ports = Mapping[str, tuple[str, list[Any]]]  # name -> (ONNX Runtime's name of the type, sizes)
+
+
 class _Session(Protocol):
     """A loaded graph, whoever runs it."""
 
     metadata: Mapping[str, str]
-    inputs: Mapping[str, tuple[str, list[Any]]]  # name -> (ONNX Runtime's name of the type, sizes)
-    outputs: Mapping[str, tuple[str, list[Any]]]
+    inputs: _Ports
+    outputs: _Ports
 
     def run(self, images: Images, /) -> Sequence[Floats]:
         """Logits and embedding."""
@@ -268,9 +271,9 @@ class _OnnxRuntime:
             self._session = onnxruntime.InferenceSession(data, options, providers=list(providers))
         except Exception as error:  # onnxruntime raises a dozen classes of its own below Exception
             raise _unloadable(error) from error
-        self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)
-        self.inputs = {item.name: (item.type, item.shape) for item in self._session.get_inputs()}
-        self.outputs = {item.name: (item.type, item.shape) for item in self._session.get_outputs()}
+        self.metadata: Mapping[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        self.inputs: _Ports = {item.name: (item.type, item.shape) for item in self._session.get_inputs()}
+        self.outputs: _Ports = {item.name: (item.type, item.shape) for item in self._session.get_outputs()}
 
     def run(self, images: Images) -> Sequence[Floats]:
         found: Sequence[Floats] = self._session.run([LOGITS_NAME, EMBEDDING_NAME], {INPUT_NAME: images})
@@ -295,10 +298,10 @@ class _OpenVino:
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
             model = core.read_model(data)
-            self.inputs = {name: _described(port) for port in model.inputs for name in port.get_names()}
-            self.outputs = {name: _described(port) for port in model.outputs for name in port.get_names()}
+            self.inputs: _Ports = {name: _described(port) for port in model.inputs for name in port.get_names()}
+            self.outputs: _Ports = {name: _described(port) for port in model.outputs for name in port.get_names()}
             kept = model.get_rt_info("framework").value if model.has_rt_info("framework") else {}
-            self.metadata = {str(name): str(value) for name, value in kept.items()}
+            self.metadata: Mapping[str, str] = {str(name): str(value) for name, value in kept.items()}
             self._compiled = core.compile_model(model, "CPU", settings)
         except Exception as error:  # RuntimeError and classes of its own
             raise _unloadable(error) from error
