@@ -3,9 +3,10 @@
 What:    ResNet-18 and MobileNetV3-small (torchvision) at 64 pixels, the project's CNN and ViT at 32, on CIFAR-10. Each is
          searched as the stage `quantize` does it (20 s for the digits' network, here `--search-seconds`), and its forms are
          timed call by call in turn with one thread, at batch sizes 1 and 32, beside torch eager and, where NNCF is installed
-         (benchmarks/requirements.in), NNCF's INT8 in OpenVINO. Speed-ups are over FP32 in ONNX Runtime, by medians.
-         Accuracy is of networks trained for `--steps` steps of 128 images; without an archive the weights are random, and
-         then nothing is said of accuracy: `error` is the distance of the logits from FP32's as a share of their spread.
+         (`pip install nncf` in an environment of its own; no lock has it), NNCF's INT8 in OpenVINO. Speed-ups are over FP32
+         in ONNX Runtime, by medians. Accuracy is of networks trained for `--steps` steps of 128 images; without an archive
+         the weights are random, and then nothing is said of accuracy: `error` is the distance of the logits from FP32's as a
+         share of their spread.
 Command: OMP_NUM_THREADS=1 python -m benchmarks.int8 --archive cifar10-jpeg.tar.gz
          OMP_NUM_THREADS=1 python -m benchmarks.int8                                (random weights, speed alone)
 Writes:  benchmarks/results/int8.json, after each network
@@ -41,6 +42,7 @@ from visionloop.files import write_json
 from visionloop.models import Classifier, build
 from visionloop.preprocess import PreprocessSpec
 from visionloop.progress import track
+from visionloop.records import Split
 from visionloop.runtime import Answers, Floats, Images
 from visionloop.training.building import card_for
 
@@ -93,7 +95,7 @@ def one(case: Case, data: Data, arguments: argparse.Namespace, *, is_trained: bo
     model = build(case.architecture, num_classes=10, image_size=size, mean=MEAN, std=STD, options=case.options)
     train, val, test = (sized(images, case.side) for images in (data.train, data.val, data.test))
     fit(model, train, data.train_labels, case.rate, arguments.steps if is_trained else 3)
-    counts = {"train": len(train), "val": len(val), "test": len(test)}
+    counts: dict[Split, int] = {"train": len(train), "val": len(val), "test": len(test)}
     spec = PreprocessSpec(*size)
     meta = PackedMeta(
         labels=tuple("0123456789"),
@@ -187,8 +189,8 @@ def read(archive: Path) -> Data:
                 file = opened.extractfile(member)
                 assert file is not None
                 parts = Path(member.name).parts
-                images, names = sides["train" if "train" in parts else "test"]
-                images.append(np.asarray(Image.open(io.BytesIO(file.read())).convert("RGB")))
+                pixels, names = sides["train" if "train" in parts else "test"]
+                pixels.append(np.asarray(Image.open(io.BytesIO(file.read())).convert("RGB")))
                 names.append(parts[-2])
     classes = sorted(set(sides["train"][1]))
     order = np.random.default_rng(0).permutation(len(sides["train"][1]))

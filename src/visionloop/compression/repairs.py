@@ -1,4 +1,4 @@
-"""Changes to a float graph that leave its answers and make it easier to round: equalisation, smoothing, bias correction.
+"""Changes to a float graph that keep its answers and ease rounding: equalisation, smoothing, bias correction.
 
 - Cross-layer equalisation (Nagel et al. 2019, arXiv:1906.04721, section 4.1) moves a factor per channel from one
   convolution over a ReLU into the next, so that the channels of both have like ranges.

@@ -134,7 +134,7 @@ def held_out() -> HeldOut:
 
 
 def linear(**changes: object) -> bytes:
-    return linear_model(side=SIDE, **changes).SerializeToString()  # type: ignore[arg-type]
+    return bytes(linear_model(side=SIDE, **changes).SerializeToString())  # type: ignore[arg-type]
 
 
 def test_a_form_that_is_slower_on_purpose_is_refused() -> None:
