@@ -102,11 +102,11 @@ def test_refusals(tmp_path: Path) -> None:
 
 
 def _whole(folder: Path) -> Path:
-    """A weights file of the small network, all NaN."""
+    """A weights file of the small network, all finite and far too large."""
     options: dict[str, int | float | str | bool] = {"width": 8, "stages": 1, "blocks": 1}
     model = build("small_resnet", num_classes=3, image_size=(8, 8), mean=(0.5,) * 3, std=(0.2,) * 3, options=options)
     values = {
-        key: torch.full_like(value, float("nan")) if value.is_floating_point() else value
+        key: torch.full_like(value, 3e38) if value.is_floating_point() else value
         for key, value in model.state_dict().items()
     }
     torch.save(values, folder / "whole.pt")
