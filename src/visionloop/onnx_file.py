@@ -20,6 +20,7 @@ from visionloop.errors import ArtifactError
 
 # ONNX's own operators and those that every ONNX Runtime carries; any other needs a library of somebody's.
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc")
+MAX_ONNX_BYTES = (1 << 31) - 1  # protobuf's own limit on one message; so no model is in two files
 _MAX_DEPTH = 32  # graphs within graphs; protobuf itself stops at 100
 _MAX_DIMS = 64  # numpy's own limit
 _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5

@@ -18,9 +18,8 @@ import torch
 from visionloop.card import EMBEDDING_NAME, INPUT_NAME, LOGITS_NAME, ModelCard
 from visionloop.errors import ArtifactError
 from visionloop.files import write_bytes
+from visionloop.onnx_file import MAX_ONNX_BYTES
 from visionloop.runtime import LABELS_KEY, PREPROCESS_KEY, Floats, Images
-
-MAX_ONNX_BYTES = (1 << 31) - 1  # protobuf's own limit on one message
 
 
 class Calibrated(torch.nn.Module):

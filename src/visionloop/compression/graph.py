@@ -16,10 +16,8 @@ import onnx
 
 from visionloop.card import EMBEDDING_NAME, INPUT_NAME, LOGITS_NAME, ModelCard
 from visionloop.errors import ArtifactError
-from visionloop.onnx_file import check_onnx
+from visionloop.onnx_file import MAX_ONNX_BYTES, check_onnx
 from visionloop.runtime import LABELS_KEY, PREPROCESS_KEY
-
-MAX_BYTES = (1 << 31) - 1  # protobuf's own limit on one message; so no file is in two parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +93,7 @@ def _tensor(item: onnx.ValueInfoProto) -> tuple[str, int, Sequence[int | str]]:
 
 def _contents(proto: onnx.ModelProto) -> list[str]:
     size = proto.ByteSize()
-    return [f"it has {size / 1e9:.1f} GB, more than the 2 GB of one file"] if size > MAX_BYTES else []
+    return [f"it has {size / 1e9:.1f} GB, more than the 2 GB of one file"] if size > MAX_ONNX_BYTES else []
 
 
 def _metadata(proto: onnx.ModelProto, card: ModelCard) -> list[str]:

@@ -6,7 +6,7 @@ float anyway, and rounding them first costs more than the integer product saves.
 float too.
 
 The integer kernels need VNNI (x86 since about 2019) or the dot product of ARM to be exact and fast. Without, pairs of
-uint8 x int8 are added in 16 bits, which saturate, so weights get 7 bits there: all pairs then fit (2 x 255 x 63 < 2^15). The
+uint8 x int8 are added in 16 bits, which saturate, so weights get 7 bits there: all pairs then fit (2 x 255 x 64 < 2^15). The
 golden answers show on a serving machine whether its kernels are those of the machine that measured.
 
 Does not cover: dynamic and weight-only quantization, quantization-aware training.
