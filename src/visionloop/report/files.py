@@ -18,6 +18,8 @@ from typing import Any
 
 import yaml
 
+from visionloop.paths import REPORT_PAGE
+
 MAX_PICTURE_BYTES = 1_500_000
 MAX_PICTURES_BYTES = 5_500_000  # of all pictures together; Base64 makes 7.3 MB of it
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -132,9 +134,14 @@ def of_earlier_run(lock: Mapping[str, Any], md5s: Mapping[str, str]) -> list[str
     """Stages whose results were made from files that other stages have made anew since, in the order of `dvc.lock`.
 
     Those that follow them are among them; a stage with a file that is not as the lock names it has run since. What lies
-    within the folder that another stage writes is not looked at.
+    within the folder that another stage writes is not looked at. The stage that writes the page is left out: while it runs,
+    the lock still has its last run.
     """
-    stages = lock.get("stages") or {}
+    stages = {
+        name: stage
+        for name, stage in (lock.get("stages") or {}).items()
+        if str(REPORT_PAGE) not in {out.get("path") for out in stage.get("outs") or []}
+    }
     made = {
         out["path"]: (name, out.get("md5"))
         for name, stage in stages.items()

@@ -12,6 +12,7 @@ import yaml
 
 from tests.browser import chromium, needs_chromium
 from tests.unit.report.runs import EVIL, LONG, OWNER, PICTURES, origin, write_run
+from visionloop.paths import REPORT_PAGE
 from visionloop.report.files import RunFiles
 from visionloop.report.model_card import markdown
 from visionloop.report.page import render
@@ -125,6 +126,8 @@ def test_results_of_an_earlier_run_are_named_and_are_no_result_of_this_one(whole
         # The gate blocked: it wrote its report, and DVC keeps the hash of the earlier one.
         "gate": {"deps": [locked(quantize, whole)], "outs": [{"path": str(gate), "md5": "1" * 32}]},
         "deploy": {"deps": [locked(quantize, whole)], "outs": [locked(deploy, whole)]},
+        # The stage that writes this page: its new state is locked after it.
+        "report": {"deps": [{"path": str(deploy), "md5": "2" * 32}], "outs": [{"path": str(REPORT_PAGE), "md5": "3" * 32}]},
     }
     (whole / "dvc.lock").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
     head = page_of(whole).split("</header>")[0]
