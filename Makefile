@@ -92,8 +92,9 @@ docs: setup  ## write the tree and the measured figures into README.md
 format: setup-dev  ## format the code and sort the imports
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 
+# OpenVINO runs without the package that sends its telemetry, so no lock holds that.
 lock: $(BIN)/uv  ## resolve requirements*.in anew into requirements*.lock
-	@compile="pip compile --quiet --no-header --no-emit-index-url --no-annotate --generate-hashes --python-version 3.11"; \
+	@compile="pip compile --quiet --no-emit-package openvino-telemetry --no-header --no-emit-index-url --no-annotate --generate-hashes --python-version 3.11"; \
 	$(uv) $$compile --upgrade requirements-uv.in -o requirements-uv.lock; \
 	$(uv) $$compile $(UPGRADE) requirements-dev.in -o requirements-dev.lock; \
 	$(uv) $$compile $(UPGRADE) -c requirements-dev.lock requirements.in -o requirements.lock; \

@@ -27,9 +27,11 @@ import numpy as np
 import torch
 import yaml
 
+from visionloop.compression import graph
 from visionloop.compression.export import onnx_bytes
 from visionloop.compression.parity import accuracy
-from visionloop.compression.quantize import Recipe, calibration_indices, quantize, weight_bits
+from visionloop.compression.quantize import Quantizer, Recipe, calibration_indices, chained
+from visionloop.compression.targets import profile
 from visionloop.config import Params, load_params
 from visionloop.data.packing import load_meta, load_split
 from visionloop.files import write_json
@@ -117,11 +119,10 @@ def one(family: Family, seed: int, params: Params, packed: Path, resume: Path) -
     result = train(family, training, val, meta, settings, resume=resume)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     fp32 = onnx_bytes(result.classifier, card=card_for(result.classifier, meta), opset=params.export.opset)
-    recipe = Recipe(
-        params.quantize.operators.of(family), params.quantize.calibration, params.quantize.per_channel, weight_bits()
-    )
     chosen = calibration_indices(training.labels, params.quantize.calibration_images)
-    int8 = quantize(fp32, training.images[chosen], recipe)
+    quantizer = Quantizer(graph.prepare(fp32), training.images[chosen])
+    saturates = profile(params.quantize.target).saturates
+    int8 = quantizer.static(Recipe(chained(quantizer.graph.graph), seven_bits=saturates))
     return {
         "fp32_test": accuracy(OnnxModel(fp32).run_all(test.images)[0], test.labels),
         "int8_test": accuracy(OnnxModel(int8).run_all(test.images)[0], test.labels),

@@ -26,7 +26,7 @@ from visionloop.errors import ConfigError, VisionloopError
 LOCK = Path("requirements.lock")
 # Packages whose exact version was found to matter (docs/troubleshooting.md), and those that most of the work stands on.
 PINNED = ("prefect", "fastapi", "sqlalchemy", "pandas", "evidently", "dvc", "torch", "torchvision", "onnxruntime", "numpy",
-          "tritonclient")  # fmt: skip
+          "openvino", "tritonclient")  # fmt: skip
 # What one pipeline run, its cache and the live system's files need for the bundled data, with room to spare.
 FREE_GIGABYTES = 2
 # Training on two cores peaks at about 1 GB; Triton, Prefect and the Evidently UI together need about as much.

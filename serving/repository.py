@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from visionloop.card import EMBEDDING_NAME, INPUT_NAME, LOGITS_NAME, ModelCard, load_card
-from visionloop.errors import ArtifactError, ServingError
+from visionloop.errors import ArtifactError, ConfigError, ServingError
 from visionloop.files import sync_folder, write_bytes, write_json, write_text
 from visionloop.paths import CLASS_MEANS, EMBEDDING_PCA, LABELS, MODEL_ONNX, RELEASE, SEEN
 
@@ -58,7 +58,7 @@ class Release(BaseModel):
     champion: int
     previous: int | None
     model_sha256: str
-    precision: Literal["fp32", "int8"]
+    precision: Literal["fp32", "fp16", "int8"]
     family: str
 
 
@@ -249,6 +249,11 @@ def classifier_config(card: ModelCard, params: DeployParams, served: list[int]) 
     """The ModelConfig of `classifier`: uint8 images [H, W, 3] in, logits [K] and embedding [D] out, batched dynamically."""
     from tritonclient.grpc import model_config_pb2 as pb
 
+    if params.backend == "onnxruntime" and card.runtime != "onnxruntime":
+        raise ConfigError(
+            f"The model was chosen for {card.runtime}, which deploy.backend: onnxruntime does not run; set deploy.backend: "
+            "python, or quantize.runtimes: [onnxruntime] and run `dvc repro quantize`."
+        )
     config = pb.ModelConfig(name=CLASSIFIER, backend=params.backend, max_batch_size=params.max_batch_size)
     if params.backend == "onnxruntime":
         config.default_model_filename = MODEL_ONNX

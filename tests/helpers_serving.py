@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from visionloop.card import EMBEDDING_NAME, INPUT_NAME, LOGITS_NAME, Calibration, ModelCard, UnknownRule
+from visionloop.card import EMBEDDING_NAME, INPUT_NAME, LOGITS_NAME, Calibration, ModelCard, Runtime, UnknownRule
 from visionloop.config import DeployParams
 from visionloop.features import EmbeddingPCA
 from visionloop.files import write_bytes
@@ -51,6 +51,7 @@ def ship(
     labels: tuple[str, ...] = LABELS,
     spec: PreprocessSpec = SPEC,
     calibration: Calibration | None = None,
+    runtime: Runtime = "onnxruntime",
 ) -> ModelCard:
     """Write model.onnx, embedding_pca.npz and card.json of a model that `seed` draws; the same seed gives the same bytes.
 
@@ -96,6 +97,7 @@ def ship(
         precision="fp32",
         parameters=36 + 12 * len(labels),
         calibration=calibration,
+        runtime=runtime,
     ).with_files(folder, (MODEL_ONNX, EMBEDDING_PCA, *([CLASS_MEANS] if calibration else [])))
     card.write(folder)
     return card

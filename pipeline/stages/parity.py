@@ -18,8 +18,8 @@ from pipeline.stages import run_stage
 from serving import pixels
 from serving.trial import PROTOCOLS, Questions, Trial, serve
 from visionloop.card import ModelCard
+from visionloop.compression.contract import check_graph
 from visionloop.compression.export import Calibrated, torch_answers
-from visionloop.compression.graph import check_graph
 from visionloop.config import DeployParams, ParityParams, ServeParams, load_section
 from visionloop.data.shards import read_bytes, read_images
 from visionloop.data.splitting import read_split

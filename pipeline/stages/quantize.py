@@ -7,21 +7,15 @@ from pathlib import Path
 
 from pipeline.stages import run_stage
 from visionloop.card import load_card
-from visionloop.compression import variants
+from visionloop.compression import page, variants
+from visionloop.compression.choice import BATCH_SIZES, Budgets, Choice, HeldOut, choose, flat
 from visionloop.compression.memory import measure_memory
 from visionloop.compression.parity import Golden, accuracy
-from visionloop.compression.quantize import (
-    BATCH_SIZES,
-    Choice,
-    HeldOut,
-    Recipe,
-    calibration_indices,
-    choose,
-    flat,
-    weight_bits,
-)
+from visionloop.compression.search import Network, Space, search
+from visionloop.compression.targets import profile, warnings
 from visionloop.config import QuantizeParams, load_section
 from visionloop.data.packing import load_sample, load_split
+from visionloop.errors import ConfigError
 from visionloop.evaluation.budgets import refuse_over_budget
 from visionloop.evaluation.calibration import calibration_error
 from visionloop.features import EmbeddingPCA, softmax
@@ -29,6 +23,9 @@ from visionloop.files import write_bytes, write_json, write_text
 from visionloop.models import load_model
 from visionloop.paths import (
     CLASS_MEANS,
+    COMPRESSION_PAGE,
+    COMPRESSION_REPORT,
+    COMPRESSION_TABLE,
     EMBEDDING_PCA,
     EXPORTED,
     GOLDEN,
@@ -41,7 +38,7 @@ from visionloop.paths import (
     VARIANTS,
     family_folder,
 )
-from visionloop.runtime import OnnxModel, check_agreement
+from visionloop.runtime import check_agreement, is_installed
 from visionloop.unknown import ClassMeans, judge
 
 # Of the comparison, what does not depend on the machine's load: only this goes into the card, so that an unchanged model
@@ -50,36 +47,48 @@ _LASTING = ("megabytes", "accuracy", "calibration_error", "agreement")
 
 
 def main() -> None:
-    """Read models/exported, models/<family>, the packed images; write models/shipped, its report and the table of forms."""
+    """Read models/exported, models/<family>, the packed images; write models/shipped and its reports."""
     refuse_over_budget(ROBUSTNESS_REPORT)
     params = load_section(QuantizeParams)
+    for runtime in params.runtimes:
+        if not is_installed(runtime):
+            raise ConfigError(
+                f"quantize.runtimes asks for {runtime}, which is not installed here; install it, or take it off the list."
+            )
+    target = profile(params.target)
+    activations = target.activations if params.activations == "auto" else params.activations
+    warned = warnings(target, activations, params.runtimes)
+    for sentence in warned:
+        print(f"Warning: {sentence}")
     card = load_card(EXPORTED)
     fp32 = card.read_file(EXPORTED, MODEL_ONNX)
     golden = Golden.from_bytes(card.read_file(EXPORTED, GOLDEN))
     val, test = load_split(PACKED, "val"), load_split(PACKED, "test")
     train = load_sample(PACKED)  # without stored variants: ranges are set on images that the world sent
-    recipe = Recipe(params.operators.of(card.family), params.calibration, params.per_channel, weight_bits())
 
+    space = Space(target, params.runtimes, activations, params.calibration_images, params.search_seconds)
+    # A pruned network or a student is one more of these; its accuracy is then compared with that of the first.
+    found = search([Network("", fp32)], train.images, train.labels, space)
     with variants.one_thread():
         choice = choose(
-            fp32,
-            train.images[calibration_indices(train.labels, params.calibration_images)],
+            found.forms,
             HeldOut(val.images, val.labels, test.images, test.labels),
-            recipe,
-            max_accuracy_drop=params.max_accuracy_drop,
-            min_speedup=params.min_speedup,
+            card.labels,
+            Budgets(params.max_accuracy_drop, params.max_class_drop, params.min_speedup),
             beside={variants.TORCH: variants.TorchForm(load_model(family_folder(card.family))[0])},
+            seconds=params.measure_seconds,
+            judge_speed=target.measured_here,
         )
-    data, verdict, comparison = choice.data, choice.verdict, choice.comparison
+    chosen = choice.shipped.form
     forms = _forms(choice, family_folder(card.family))
-    figures = (flat(comparison) if comparison else {}) | variants.flat(forms)
+    figures = flat(choice) | variants.flat(forms)
 
-    model = OnnxModel(data)
+    model = chosen.load(0)
     check_agreement(model, card, SHIPPED)
-    val_logits, val_embedding = model.run_all(val.images)
+    val_embedding = model.run_all(val.images)[1]
     test_logits, test_embedding = model.run_all(test.images)
     shipped = {
-        "val_accuracy": accuracy(val_logits, val.labels),
+        "val_accuracy": choice.shipped.val_accuracy,
         "test_accuracy": accuracy(test_logits, test.labels),
         "test_calibration_error": calibration_error(softmax(test_logits), test.labels),
     }
@@ -90,58 +99,57 @@ def main() -> None:
             shipped["test_known_kept"] = float((~doubt.unknown).mean())
     logits, embedding = model.run_all(golden.images)
 
-    write_bytes(SHIPPED / MODEL_ONNX, data)
+    write_bytes(SHIPPED / MODEL_ONNX, chosen.data)
     write_bytes(SHIPPED / EMBEDDING_PCA, EmbeddingPCA.fit(val_embedding, params.embedding_components).to_bytes())
     if means is not None:
         write_bytes(SHIPPED / CLASS_MEANS, means.to_bytes())
     write_bytes(SHIPPED / GOLDEN, Golden(golden.images, golden.ids, logits, embedding).to_bytes())
-    lasting = {name: value for name, value in (flat(comparison) if comparison else {}).items() if name.endswith(_LASTING)}
+    lasting = {name: value for name, value in flat(choice).items() if name.endswith(_LASTING)}
     card.model_copy(
         update={
-            "precision": verdict.precision,
+            "precision": chosen.precision,
+            "runtime": chosen.runtime,
+            "compute": chosen.compute,
             "metrics": {**card.metrics, **lasting, **shipped},
-            "notes": (*card.notes, verdict.reason),
+            "notes": (*card.notes, choice.reason),
         }
     ).with_files(SHIPPED, (MODEL_ONNX, EMBEDDING_PCA, GOLDEN, *((CLASS_MEANS,) if means else ()))).write(SHIPPED)
-    machine = [variants.machine()]  # in a list, as the reason: `dvc metrics show` would make a column of it
-    report = {"shipped": verdict.precision, "reason": [verdict.reason], "machine": machine, **shipped, **figures}
-    write_json(QUANTIZE_REPORT, report)
+    machine = variants.machine()
+    # Sentences in lists: `dvc metrics show` would make columns of them.
+    words = {"shipped": chosen.precision, "reason": [choice.reason], "runtime": [chosen.runtime], "machine": [machine]}
+    write_json(QUANTIZE_REPORT, {**words, **shipped, **figures})
     write_text(VARIANTS, variants.variants_csv(forms))
+    write_json(COMPRESSION_REPORT, page.as_json(choice, found, target.target, warned, machine))
+    write_text(COMPRESSION_TABLE, page.as_csv(choice))
+    write_text(COMPRESSION_PAGE, page.as_page(choice, found, target.target, warned, machine))
 
-    if comparison:
-        for name, form in (("FP32", comparison.fp32), ("INT8", comparison.int8)):
-            print(
-                f"{name}: {form.megabytes:.2f} MB, accuracy {form.val_accuracy:.4f} on val, {form.test_accuracy:.4f} on "
-                f"test, {form.latency_ms_batch_1:.3f} ms an image, {form.images_per_second_batch_32:,.0f}/s in batches of 32"
-            )
+    for one, verdict in choice.forms:
         print(
-            f"INT8 is {comparison.speedup_batch_1:.2f} and {comparison.speedup_batch_32:.2f} times as fast at batch sizes 1 "
-            f"and 32; the two agree on {comparison.agreement * 100:.1f} % of the held-out images"
+            f"{one.form.name}: {one.megabytes:.2f} MB, val accuracy {one.val_accuracy:.4f}, {one.latency(1).p50_ms:.3f} "
+            f"ms an image, {one.latency(32).images_per_second:,.0f}/s in batches of 32; {verdict.reason}"
         )
-    for one in forms:
+    for one_form in forms:
         print(
-            f"{one.name}: {one.megabytes:.2f} MB on disk, {one.memory.growth_mb:.1f} MB of memory; one image takes "
-            f"{one.latencies[0].p50_ms:.3f} ms, of a hundred calls 99 at most {one.latencies[0].p99_ms:.3f} ms"
+            f"{one_form.name}: {one_form.megabytes:.2f} MB on disk, {one_form.memory.growth_mb:.1f} MB of memory; of a "
+            f"hundred calls with one image 99 take at most {one_form.latencies[0].p99_ms:.3f} ms"
         )
-    print(f"{SHIPPED}: {verdict.reason}")
+    print(f"{SHIPPED}: {choice.reason}")
 
 
 def _forms(choice: Choice, torch_folder: Path) -> list[variants.Variant]:
-    """Size, speed and memory of each form, INT8 too where it is not shipped."""
-    found = []
+    """Size, speed and memory of torch, FP32 in ONNX Runtime, the integer form if any, and what else is shipped."""
+    path = torch_folder / MODEL_TORCH
+    memory = measure_memory("torch", torch_folder, BATCH_SIZES[-1])
+    found = [variants.Variant(variants.TORCH, False, path.stat().st_size / 1e6, memory, choice.beside[variants.TORCH])]
+    told = {"fp32": choice.reference} | ({"int8": choice.int8} if choice.int8 else {})
+    if not any(choice.shipped is one for one in told.values()):
+        told[choice.shipped.form.name] = choice.shipped
     with tempfile.TemporaryDirectory(prefix="visionloop-forms-") as folder:
-        int8 = Path(folder) / MODEL_ONNX
-        if choice.int8:
-            int8.write_bytes(choice.int8)
-        for name, latencies in choice.speeds.items():
-            file = {"fp32": EXPORTED / MODEL_ONNX, "int8": int8}.get(name, torch_folder / MODEL_TORCH)
-            if name == variants.TORCH:
-                memory = measure_memory("torch", torch_folder, BATCH_SIZES[-1])
-            else:
-                memory = measure_memory("onnx", file, BATCH_SIZES[-1])
-            found.append(
-                variants.Variant(name, name == choice.verdict.precision, file.stat().st_size / 1e6, memory, latencies)
-            )
+        for name, one in told.items():
+            file = Path(folder) / MODEL_ONNX
+            file.write_bytes(one.form.data)
+            memory = measure_memory(one.form.runtime, file, BATCH_SIZES[-1])
+            found.append(variants.Variant(name, one is choice.shipped, one.megabytes, memory, one.speeds[1]))
     return found
 
 

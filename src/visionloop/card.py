@@ -24,6 +24,10 @@ INPUT_NAME = "images"  # uint8 [N, H, W, 3]
 LOGITS_NAME = "logits"  # float32 [N, K]
 EMBEDDING_NAME = "embedding"  # float32 [N, D]
 
+Runtime = Literal["onnxruntime", "openvino"]  # names of the packages
+Compute = Literal["fp32", "bf16"]  # what float parts are calculated in
+Precision = Literal["fp32", "fp16", "int8"]
+
 
 class UnknownRule(BaseModel):
     """When an image is answered with "unknown": its score is above the threshold."""
@@ -65,7 +69,11 @@ class ModelCard(BaseModel):
     mean: tuple[float, float, float]  # of the training pixels, 0 to 1, RGB; already inside the graph
     std: tuple[float, float, float]
     embedding_size: int
-    precision: Literal["fp32", "int8"]
+    precision: Precision  # of the weights
+    runtime: Runtime = (
+        "onnxruntime"  # what `quantize` measured to be the best one; whoever serves the model loads it in this
+    )
+    compute: Compute = "fp32"
     parameters: int  # number of weights
     files: dict[str, str] = Field(default_factory=dict)  # file name in this folder -> sha256
     metrics: dict[str, float] = Field(default_factory=dict)  # flat: "test_accuracy", "latency_ms_batch_1", ...

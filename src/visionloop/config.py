@@ -612,25 +612,28 @@ class RobustnessParams(Section):
         return self
 
 
-class OperatorParams(Section):
-    section: ClassVar[str] = "quantize"
-    cnn: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = Field(min_length=1)
-    vit: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = Field(min_length=1)
-
-    def of(self, family: str) -> tuple[str, ...]:
-        """The operators of one family, "cnn" or "vit"."""
-        return {"cnn": self.cnn, "vit": self.vit}[family]
-
-
 class QuantizeParams(Section):
     section: ClassVar[str] = "quantize"
-    calibration_images: int = Field(ge=8, le=10_000, description="training images that set the ranges")
-    calibration: Literal["minmax", "entropy", "percentile"] = Field(description="how ranges are chosen")
-    per_channel: bool = Field(description="one scale per output channel of a weight")
-    operators: OperatorParams = Field(description="ONNX operators to quantize, per family")
-    max_accuracy_drop: Share = Field(description="INT8 may lose this much accuracy and still ship")
-    min_speedup: float = Field(ge=0, le=100, description="and must be this many times as fast as FP32")
+    target: Literal["auto", "cpu-vnni", "cpu", "cuda", "tensorrt"] = Field(description="auto: this machine's processor")
+    runtimes: Annotated[tuple[Literal["onnxruntime", "openvino"], ...], BeforeValidator(_tuple)] = Field(
+        min_length=1, description="that may run the shipped model; the faster one here does"
+    )
+    activations: Literal["auto", "uint8", "int8"] = Field(description="auto: what the target takes")
+    calibration_images: int = Field(ge=8, le=10_000, description="training images that set the ranges, at most")
+    search_seconds: float = Field(ge=0, le=86_400, description="after these no further recipe is tried")
+    measure_seconds: float = Field(gt=0, le=3600, description="of timing all forms, a batch size and number of threads")
+    max_accuracy_drop: Share = Field(description="a form may lose this much accuracy on val and still ship")
+    max_class_drop: Share = Field(description="and this much of any class's recall")
+    min_speedup: float = Field(
+        ge=0, le=100, description="and must be this many times as fast as FP32; at 0 speed decides nothing"
+    )
     embedding_components: int = Field(ge=2, le=64, description="principal components logged with each prediction")
+
+    @model_validator(mode="after")
+    def _check(self) -> QuantizeParams:
+        if "onnxruntime" not in self.runtimes:
+            raise ValueError("runtimes lacks onnxruntime, whose FP32 the others are compared with; add it")
+        return self
 
 
 class Tolerance(Section):

@@ -62,6 +62,9 @@ VARIANTS = Path("reports/variants.csv")  # speed, size and memory of torch, FP32
 PARITY_PAGE = Path("reports/parity.html")  # every form of the model on the same images, up to a server
 PARITY_REPORT = Path("reports/parity.json")  # what deploy asks before it publishes
 TRITON_LOCK = Path("requirements-triton.lock")  # what the served models decode and compute with
+COMPRESSION_REPORT = Path("reports/compression.json")  # every form and every trial of the search, with the layers
+COMPRESSION_TABLE = Path("reports/compression.csv")  # a row per form
+COMPRESSION_PAGE = Path("reports/compression.html")
 # gate
 PROMOTIONS = Path("data/promotions.csv")  # which models people published over the gate's head, with who and why
 GATE_REPORT = Path("reports/gate.json")

@@ -70,3 +70,8 @@ def line(description: str, done: int, total: int | None, seconds: float) -> str:
     if total is None or done >= total or rate == 0:
         return f"{description} {done}{f'/{total}' if total else ''}, {rate:,.0f}/s, {seconds:.1f} s"
     return f"{description} {done}/{total}, {rate:,.0f}/s, {(total - done) / rate:.0f} s left"
+
+
+def note(text: str) -> None:
+    """A line of its own, for steps whose number is not known before."""
+    Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""An ONNX model as two arrays in, two arrays out, and how fast it is. Needs only numpy and ONNX Runtime.
+"""An ONNX model as two arrays in, two arrays out, and how fast it is. Needs only numpy and ONNX Runtime or OpenVINO.
 
 The model server, the reference, quantization and `visionloop predict` all run models through `OnnxModel`, so an offline
 answer and a served one come from the same code. Bytes are hashed before they are loaded, and the hashed bytes are the loaded
@@ -7,20 +7,21 @@ ones. Does not cover: making models (`visionloop.compression`) and turning logit
 
 from __future__ import annotations
 
-import itertools
+import importlib.util
 import json
 import statistics
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from visionloop.card import EMBEDDING_NAME, INPUT_NAME, LOGITS_NAME, ModelCard, load_card
+from visionloop.card import EMBEDDING_NAME, INPUT_NAME, LOGITS_NAME, Compute, ModelCard, Runtime, load_card
 from visionloop.errors import ArtifactError, ImageError
 from visionloop.onnx_file import check_onnx
 from visionloop.paths import MODEL_ONNX
@@ -42,31 +43,31 @@ class OnnxModel:
     >>> logits, embedding = model.run(np.zeros((2, 16, 16, 3), np.uint8))
 
     Raises:
-        ArtifactError: the bytes are no ONNX model, one that `onnx_file` refuses, or one with other inputs and outputs.
+        ArtifactError: the bytes are no ONNX model, one that `onnx_file` refuses, or one with other inputs and outputs; or
+            the runtime is not installed.
     """
 
-    def __init__(self, data: bytes, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)) -> None:
-        """Load `data`. `threads` 0 means one per physical core; `providers` are ONNX Runtime's names, best first."""
-        missing = [name for name in providers if name not in onnxruntime.get_available_providers()]
-        if missing:
-            raise ArtifactError(
-                f"ONNX Runtime here has no {missing[0]}, only {', '.join(onnxruntime.get_available_providers())}; "
-                "install the onnxruntime package that carries it, or ask for CPUExecutionProvider."
-            )
+    def __init__(
+        self,
+        data: bytes,
+        threads: int = 0,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        runtime: Runtime = "onnxruntime",
+        compute: Compute = "fp32",
+    ) -> None:
+        """Load `data` into `runtime`. `threads` 0 means one per physical core.
+
+        `providers` are ONNX Runtime's names, best first; `compute` is what OpenVINO calculates the float parts in.
+        """
         check_onnx(data)
-        onnxruntime.disable_telemetry_events()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = _FATAL
-        try:
-            self._session = onnxruntime.InferenceSession(data, options, providers=list(providers))
-        except Exception as error:  # onnxruntime raises a dozen classes of its own below Exception
-            raise ArtifactError(
-                f"The ONNX model cannot be loaded ({_first_line(error)}); rebuild it with `dvc repro`."
-            ) from error
-        self.metadata: Mapping[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
-        inputs = {item.name: (item.type, item.shape) for item in self._session.get_inputs()}
-        outputs = {item.name: (item.type, item.shape) for item in self._session.get_outputs()}
+        self.runtime = runtime
+        self._session: _Session
+        if runtime == "openvino":
+            self._session = _OpenVino(data, threads, compute)
+        else:
+            self._session = _OnnxRuntime(data, threads, providers)
+        self.metadata: Mapping[str, str] = self._session.metadata
+        inputs, outputs = self._session.inputs, self._session.outputs
         kind, shape = inputs.get(INPUT_NAME, ("", []))
         is_input = kind == "tensor(uint8)" and len(shape) == 4 and not _is_fixed(shape[:1]) and _is_fixed(shape[1:])
         if len(inputs) != 1 or not is_input or shape[3] != 3:
@@ -99,8 +100,8 @@ class OnnxModel:
                 f"not {images.dtype} {list(images.shape)}; make it with visionloop.preprocess.",
             )
         try:
-            logits, embedding = self._session.run([LOGITS_NAME, EMBEDDING_NAME], {INPUT_NAME: images})
-        except Exception as error:  # as above
+            logits, embedding = self._session.run(images)
+        except Exception as error:  # both runtimes raise classes of their own below Exception
             raise ArtifactError(f"The ONNX model fails on {len(images)} images ({_first_line(error)}).") from error
         if not (np.isfinite(logits).all() and np.isfinite(embedding).all()):
             raise ArtifactError(
@@ -122,13 +123,13 @@ class OnnxModel:
 def load(
     folder: Path, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)
 ) -> tuple[OnnxModel, ModelCard]:
-    """The model and the card of a folder, after the file's hash and the agreement of the two were checked.
+    """The model in the runtime that its card names, and the card, after the file's hash and their agreement were checked.
 
     Raises:
         ArtifactError: a file is missing or damaged, or card and model differ in size, classes or their order.
     """
     card = load_card(folder)
-    model = OnnxModel(card.read_file(folder, MODEL_ONNX), threads, providers)
+    model = OnnxModel(card.read_file(folder, MODEL_ONNX), threads, providers, card.runtime, card.compute)
     check_agreement(model, card, folder)
     return model, card
 
@@ -165,6 +166,18 @@ def check_agreement(model: OnnxModel, card: ModelCard, folder: Path) -> None:
                 f"{folder}: the card says {what} {value}, {MODEL_ONNX} has {has[what]}; they are of two models. "
                 "Rebuild both with `dvc repro`."
             )
+
+
+def is_installed(runtime: Runtime) -> bool:
+    """Whether a runtime's package is here; asks without importing it."""
+    return importlib.util.find_spec(runtime) is not None
+
+
+def openvino_computes_bf16() -> bool:
+    """Whether OpenVINO multiplies in bfloat16 on this processor (AVX512-BF16, AMX); else it ignores the hint."""
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class Answers(Protocol):
@@ -205,7 +218,7 @@ def measure_latency(model: OnnxModel, images: Images, batch_sizes: Sequence[int]
 def compare_latency(
     models: Mapping[str, Answers], images: Images, batch_sizes: Sequence[int], repeats: int
 ) -> dict[str, tuple[Latency, ...]]:
-    """As `measure_latency`, for several models call by call in turn, in every order equally often.
+    """As `measure_latency`, for several models call by call in turn, each of them first equally often.
 
     Another load on the machine then slows them alike, so that their ratio holds where the single figures do not. Before each
     timed call the same model answers once untimed: a small model would otherwise pay for the caches that a large one, called
@@ -218,9 +231,9 @@ def compare_latency(
             for _ in range(3):  # the first calls allocate
                 model.run(batch)
         times: dict[str, list[float]] = {name: [] for name in models}
-        orders = itertools.cycle(itertools.permutations(models.items()))
-        for order in itertools.islice(orders, repeats):
-            for name, model in order:
+        for turn in range(repeats):
+            first = turn % len(models)
+            for name, model in [*models.items()][first:] + [*models.items()][:first]:
                 model.run(batch)
                 start = time.perf_counter()
                 model.run(batch)
@@ -229,6 +242,96 @@ def compare_latency(
             p95, p99 = (float(value) for value in np.percentile(values, (95, 99)))
             results[name].append(Latency(batch_size, statistics.median(values), p95, p99, len(values)))
     return {name: tuple(values) for name, values in results.items()}
+
+
+_Ports = Mapping[str, tuple[str, list[Any]]]  # name -> (ONNX Runtime's name of the type, sizes)
+
+
+class _Session(Protocol):
+    """A loaded graph, whoever runs it."""
+
+    metadata: Mapping[str, str]
+    inputs: _Ports
+    outputs: _Ports
+
+    def run(self, images: Images, /) -> Sequence[Floats]:
+        """Logits and embedding."""
+        ...
+
+
+class _OnnxRuntime:
+    def __init__(self, data: bytes, threads: int, providers: Sequence[str]) -> None:
+        missing = [name for name in providers if name not in onnxruntime.get_available_providers()]
+        if missing:
+            raise ArtifactError(
+                f"ONNX Runtime here has no {missing[0]}, only {', '.join(onnxruntime.get_available_providers())}; "
+                "install the onnxruntime package that carries it, or ask for CPUExecutionProvider."
+            )
+        onnxruntime.disable_telemetry_events()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = _FATAL
+        try:
+            self._session = onnxruntime.InferenceSession(data, options, providers=list(providers))
+        except Exception as error:  # onnxruntime raises a dozen classes of its own below Exception
+            raise _unloadable(error) from error
+        self.metadata: Mapping[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        self.inputs: _Ports = {item.name: (item.type, item.shape) for item in self._session.get_inputs()}
+        self.outputs: _Ports = {item.name: (item.type, item.shape) for item in self._session.get_outputs()}
+
+    def run(self, images: Images) -> Sequence[Floats]:
+        found: Sequence[Floats] = self._session.run([LOGITS_NAME, EMBEDDING_NAME], {INPUT_NAME: images})
+        return found
+
+
+class _OpenVino:
+    """OpenVINO's CPU plugin; `compute` is settled here, since by itself it takes bfloat16 wherever the processor has it."""
+
+    def __init__(self, data: bytes, threads: int, compute: Compute) -> None:
+        if not is_installed("openvino"):
+            raise ArtifactError(
+                "This model was chosen for OpenVINO, which is not installed here; install the package openvino, or build "
+                "the model with `quantize.runtimes: [onnxruntime]`."
+            )
+        import openvino
+
+        core = openvino.Core()
+        # One request at a time takes all threads, as in ONNX Runtime; several streams pay where many callers come at once.
+        settings = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": _OPENVINO_TYPES[compute]}
+        if threads:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        try:
+            model = core.read_model(data)
+            self.inputs: _Ports = {name: _described(port) for port in model.inputs for name in port.get_names()}
+            self.outputs: _Ports = {name: _described(port) for port in model.outputs for name in port.get_names()}
+            kept = model.get_rt_info("framework").value if model.has_rt_info("framework") else {}
+            self.metadata: Mapping[str, str] = {str(name): str(value) for name, value in kept.items()}
+            self._compiled = core.compile_model(model, "CPU", settings)
+        except Exception as error:  # RuntimeError and classes of its own
+            raise _unloadable(error) from error
+        self._requests = threading.local()  # a request answers one caller at a time
+
+    def run(self, images: Images) -> Sequence[Floats]:
+        request = getattr(self._requests, "own", None)
+        if request is None:
+            request = self._requests.own = self._compiled.create_infer_request()
+        request.infer({INPUT_NAME: images}, share_inputs=True)
+        # Copies: the next call of this thread writes into the same memory.
+        return [np.array(request.get_tensor(name).data) for name in (LOGITS_NAME, EMBEDDING_NAME)]
+
+
+_OPENVINO_TYPES: Mapping[Compute, str] = {"fp32": "f32", "bf16": "bf16"}
+_TYPE_NAMES = {"u8": "tensor(uint8)", "f32": "tensor(float)"}
+
+
+def _described(port: Any) -> tuple[str, list[Any]]:
+    sizes = [size.get_length() if size.is_static else None for size in port.get_partial_shape()]
+    kind = port.get_element_type().get_type_name()
+    return _TYPE_NAMES.get(kind, kind), sizes
+
+
+def _unloadable(error: Exception) -> ArtifactError:
+    return ArtifactError(f"The ONNX model cannot be loaded ({_first_line(error)}); rebuild it with `dvc repro`.")
 
 
 def _labels(metadata: Mapping[str, str]) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ from serving.server import TritonServer
 from serving.store import Store
 from tests.helpers_serving import DEPLOY, LABELS, SPEC, calibrated, ship
 from visionloop import paths, runtime
-from visionloop.card import Calibration
+from visionloop.card import Calibration, Runtime
 from visionloop.config import load_params
 from visionloop.data.shards import append, read_images
 from visionloop.data.sources import open_sources
@@ -70,8 +70,8 @@ class Served:
         return [guard, *guard.children(recursive=True)]
 
 
-def _make(folder: Path, calibration: Calibration | None = None, **options: Any) -> Served:
-    ship(folder / "shipped", calibration=calibration)
+def _make(folder: Path, calibration: Calibration | None = None, run_by: Runtime = "onnxruntime", **options: Any) -> Served:
+    ship(folder / "shipped", calibration=calibration, runtime=run_by)
     publish(folder / "shipped", folder / "model_repository", DEPLOY)
     url = f"sqlite:///{folder}/store.db"
     settings: dict[str, Any] = {"store_url": url, "spool": folder / "spool", "images": folder / "images", **options}
@@ -171,6 +171,25 @@ def test_served_answers_equal_the_offline_model(served: Served, protocol: Protoc
     assert [answer.probability for answer in answers] == [max(answer.probabilities) for answer in answers]
     assert {answer.model_version for answer in answers} == {"1"}
     assert len({answer.prediction_id for answer in answers}) == 20
+
+
+def _libraries(served: Served) -> set[str]:
+    """Names of the shared libraries that a server's processes have loaded."""
+    return {Path(place.path).name for process in served.processes() for place in process.memory_maps()}
+
+
+def test_the_server_runs_a_model_in_the_runtime_that_its_card_names(served: Served, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (8, SPEC.height, SPEC.width, 3), dtype=np.uint8)
+    made = _make(tmp_path, run_by="openvino")
+    with made.server, made.client() as client:
+        logits, embedding = client.predict_tensors(images)
+        libraries = _libraries(made)
+    model, card = runtime.load(made.folder / "shipped")
+    assert card.runtime == model.runtime == "openvino"
+    np.testing.assert_allclose(logits, model.run(images)[0], atol=LOGIT_TOLERANCE)
+    np.testing.assert_allclose(embedding, model.run(images)[1], atol=LOGIT_TOLERANCE)
+    assert any(name.startswith("libopenvino_intel_cpu_plugin") for name in libraries)
+    assert not any(name.startswith("libopenvino") for name in _libraries(served))
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])

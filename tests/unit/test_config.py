@@ -92,7 +92,17 @@ def test_the_shipped_file_is_right_and_a_section_is_read_alone() -> None:
             "'augment.horizontal_flip' is 'yes'; it must be false, true or 'alternating'.",
         ),
         ("quantize.max_accuracy_drop", "1.5", "'quantize.max_accuracy_drop' is 1.5; it must be at most 1."),
-        ("quantize.operators.vit", "[]", "'quantize.operators.vit' is []; it must not be empty."),
+        ("quantize.runtimes", "[]", "'quantize.runtimes' is []; it must not be empty."),
+        (
+            "quantize.runtimes",
+            "[onnxruntime, tensorflow]",
+            "'quantize.runtimes.1' is 'tensorflow'; it must be 'onnxruntime' or 'openvino'.",
+        ),
+        (
+            "quantize.runtimes",
+            "[openvino]",
+            "section 'quantize': runtimes lacks onnxruntime, whose FP32 the others are compared with; add it.",
+        ),
         ("monitor.alpha", "0", "'monitor.alpha' is 0; it must be greater than 0."),
         ("monitor.alpha", "1", "'monitor.alpha' is 1; it must be less than 1."),
         ("monitor.alpha", "2", "'monitor.alpha' is 2; it must be less than 1."),
@@ -118,7 +128,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one() -> None:
 
 def test_a_missing_key_and_a_missing_section_are_named() -> None:
     assert refusal(without("train.epochs")) == "params.yaml: 'train.epochs' is missing; add it."
-    assert refusal(without("quantize.operators.vit")) == "params.yaml: 'quantize.operators.vit' is missing; add it."
+    assert refusal(without("train.cnn.architecture")) == "params.yaml: 'train.cnn.architecture' is missing; add it."
     assert refusal("compute: {workers: 0, dask: null}\n").startswith(
         "params.yaml: 'collect' is missing; add it.\nparams.yaml: 'clean' is missing; add it.\n"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tests.onnx_models import (
     linear_model,
     write_linear,
 )
+from visionloop.card import Runtime
 from visionloop.errors import ArtifactError, ImageError
 from visionloop.paths import MODEL_ONNX
 from visionloop.preprocess import RULES, PreprocessSpec
@@ -41,6 +43,38 @@ def test_run_answers_what_the_graph_says() -> None:
     # Means of 16 pixels up to 255 in float32: 3e-5 is twice the rounding of the sum.
     np.testing.assert_allclose(logits, expected[0], atol=1e-4)
     np.testing.assert_allclose(embedding, expected[1], atol=3e-5)
+
+
+def test_openvino_answers_what_onnx_runtime_does_from_several_threads_at_once() -> None:
+    model = OnnxModel(GOOD, threads=1, runtime="openvino")
+    assert (model.height, model.width, model.num_classes, model.embedding_size) == (4, 4, 3, 3)
+    assert model.metadata["labels"] == '["ant", "bee", "cat"]'
+    batches = [np.roll(IMAGES, index, axis=0)[: 1 + index % 5] for index in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(model.run, batches))
+    for batch, (logits, embedding) in zip(batches, answers, strict=True):
+        expected = linear_answer(batch)
+        np.testing.assert_allclose(logits, expected[0], atol=1e-4)
+        np.testing.assert_allclose(embedding, expected[1], atol=3e-5)
+
+
+def test_a_card_of_before_runtimes_is_run_by_onnx_runtime_and_a_new_one_by_what_it_names(tmp_path: Path) -> None:
+    write_linear(tmp_path)
+    old = json.loads((tmp_path / "card.json").read_text())
+    del old["runtime"], old["compute"]
+    (tmp_path / "card.json").write_text(json.dumps(old))
+    model, card = load(tmp_path)
+    assert model.runtime == card.runtime == "onnxruntime" and card.compute == "fp32"
+    write_linear(tmp_path, runtime="openvino")
+    assert load(tmp_path)[0].runtime == "openvino"
+
+
+def test_a_runtime_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("visionloop.runtime.is_installed", lambda _: False)
+    with pytest.raises(
+        ArtifactError, match="chosen for OpenVINO, which is not installed here; install the package openvino"
+    ):
+        OnnxModel(GOOD, runtime="openvino")
 
 
 def test_run_all_is_run_in_batches_and_takes_no_image_too() -> None:
@@ -86,16 +120,22 @@ def test_weights_that_are_not_finite_are_refused_at_the_first_answer() -> None:
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (linear_model(opset=99).SerializeToString(), "cannot be loaded"),
         (linear_model(input_type=TensorProto.FLOAT).SerializeToString(), r"takes .*float.*as uint8 \[batch, H, W, 3\]"),
         (linear_model(batch=1).SerializeToString(), "of any batch"),
         (linear_model(embedding_name="features").SerializeToString(), "gives 'logits' and 'embedding'"),
     ],
-    ids=["opset", "float input", "fixed batch", "no embedding"],
+    ids=["float input", "fixed batch", "no embedding"],
 )
-def test_what_is_no_classifier_is_refused(data: bytes, sentence: str) -> None:
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_what_is_no_classifier_is_refused(data: bytes, sentence: str, runtime: Runtime) -> None:
     with pytest.raises(ArtifactError, match=sentence):
-        OnnxModel(data)
+        OnnxModel(data, runtime=runtime)
+
+
+def test_an_opset_that_onnx_runtime_does_not_know_is_refused() -> None:
+    """OpenVINO reads such a file by the operators that it finds; these are as they were."""
+    with pytest.raises(ArtifactError, match="cannot be loaded"):
+        OnnxModel(linear_model(opset=99).SerializeToString())
 
 
 def test_weights_outside_the_file_are_refused_because_no_hash_covers_them(

@@ -1,8 +1,8 @@
 """How much memory one form of a model takes, measured in a process that does nothing else.
 
-`python -m visionloop.compression.memory onnx|torch PATH BATCH_SIZE` imports what the form needs, notes the resident memory,
-loads the form, answers a batch three times with one thread, and prints both figures as JSON. The peak is the kernel's
-(VmHWM), set back before the loading, so a short-lived copy counts too.
+`python -m visionloop.compression.memory onnxruntime|openvino|torch PATH BATCH_SIZE` imports what the form needs, notes the
+resident memory, loads the form, answers a batch three times with one thread, and prints both figures as JSON. The peak is
+the kernel's (VmHWM), set back before the loading, so a short-lived copy counts too.
 
 Does not cover: memory of a GPU.
 """
@@ -21,7 +21,7 @@ import numpy as np
 
 from visionloop.errors import ArtifactError
 
-Kind = Literal["onnx", "torch"]
+Kind = Literal["onnxruntime", "openvino", "torch"]
 _CALLS = 3  # the first ones allocate
 _KIBIBYTE = 1024 / 1e6
 
@@ -35,7 +35,7 @@ class Memory:
 
 
 def measure_memory(kind: Kind, path: Path, batch_size: int) -> Memory:
-    """Load and run a form in a fresh process: "onnx", a file; "torch", a model folder.
+    """Load and run a form in a fresh process: a file for a runtime, a model folder for "torch".
 
     Raises:
         ArtifactError: the process fails, as it does where the form cannot be loaded.
@@ -66,8 +66,10 @@ def main() -> None:
     else:
         from visionloop.runtime import OnnxModel
 
+        if kind == "openvino":
+            import openvino  # noqa: F401 - a library is held before the form is loaded
         before = _start()
-        onnx_model = OnnxModel(path.read_bytes(), threads=1)
+        onnx_model = OnnxModel(path.read_bytes(), threads=1, runtime="openvino" if kind == "openvino" else "onnxruntime")
         for _ in range(_CALLS):
             onnx_model.run(np.zeros((batch_size, onnx_model.height, onnx_model.width, 3), np.uint8))
     peak = _status("VmHWM")

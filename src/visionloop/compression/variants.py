@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import importlib.metadata
 import io
 import os
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ import onnxruntime
 import torch
 
 from visionloop.compression.memory import Memory
-from visionloop.runtime import Floats, Images, Latency
+from visionloop.runtime import Floats, Images, Latency, is_installed
 
 TORCH = "torch"
 COLUMNS = (
@@ -54,7 +55,7 @@ def one_thread() -> Iterator[None]:
 class Variant:
     """One form of the model."""
 
-    name: str  # "torch", "fp32", "int8"
+    name: str  # "torch", "fp32", "int8", or what else is shipped
     shipped: bool
     megabytes: float  # of its file
     memory: Memory
@@ -95,6 +96,8 @@ def machine() -> str:
     """The machine, its load and the libraries that the figures are of, in words."""
     load = os.getloadavg()[0]
     libraries = f"torch {torch.__version__}, ONNX Runtime {onnxruntime.__version__}"
+    if is_installed("openvino"):
+        libraries += f", OpenVINO {importlib.metadata.version('openvino')}"
     return f"{_processor()}, {os.cpu_count()} cores, load {load:.1f}, one thread, {libraries}"
 
 

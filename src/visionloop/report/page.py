@@ -56,7 +56,7 @@ figcaption { font-size: .85rem; margin-bottom: .4rem; } figcaption code { color:
 .charts svg { max-width: 34rem; margin: 0 auto; } .charts text { font-size: 12px; }
 .chart path.line-cnn, .key-line-cnn { stroke: var(--best); } .chart path.line-vit { stroke-dasharray: 6 3; }
 .chart path.line-vit { stroke: var(--second); } .chart path { stroke-width: 2; }
-circle.dot-cnn { fill: var(--best); } circle.dot-vit { fill: var(--second); }
+circle.dot-cnn { fill: var(--best); } circle.dot-vit { fill: var(--second); } circle.front { fill: var(--good); }
 .legend { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; margin: .4rem 0; padding: 0; list-style: none;
   color: var(--soft); }
 .legend .chart { display: inline-block; width: 2.2rem; height: .7rem; margin-right: .4rem; }

@@ -67,7 +67,7 @@ def test_memory_grows_with_the_weights_by_at_least_their_size(tmp_path: Path) ->
     proto.graph.node.append(helper.make_node("MatMul", ["embedding", "large"], ["wide"], "large"))
     proto.graph.output.append(helper.make_tensor_value_info("wide", 1, ["batch", weights.shape[1]]))
     (tmp_path / "large.onnx").write_bytes(proto.SerializeToString())
-    small, large = (measure_memory("onnx", tmp_path / f"{name}.onnx", 1) for name in ("small", "large"))
+    small, large = (measure_memory("onnxruntime", tmp_path / f"{name}.onnx", 1) for name in ("small", "large"))
     assert 0 < small.growth_mb < 30
     assert 40 <= large.growth_mb - small.growth_mb < 250
     assert large.process_mb > large.growth_mb
@@ -76,10 +76,10 @@ def test_memory_grows_with_the_weights_by_at_least_their_size(tmp_path: Path) ->
 def test_a_form_that_cannot_be_loaded_is_told_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"no model")
     with pytest.raises(ArtifactError, match=r"^The memory of .*bad\.onnx cannot be measured \(.*\); rebuild it") as error:
-        measure_memory("onnx", tmp_path / "bad.onnx", 1)
+        measure_memory("onnxruntime", tmp_path / "bad.onnx", 1)
     assert "\n" not in str(error.value)
     assert MODEL_TORCH not in str(error.value)
 
 
 def test_the_machine_is_named_with_its_load() -> None:
-    assert re.search(r", \d+ cores, load \d+\.\d, one thread, torch 2\.\S+, ONNX Runtime 1\.\S+$", machine())
+    assert re.search(r", \d+ cores, load \d+\.\d, one thread, torch 2\.\S+, ONNX Runtime 1\.\S+, OpenVINO \d\S+$", machine())

@@ -11,7 +11,7 @@ from tests.onnx_models import TEST, TRAIN, digits
 from visionloop import models
 from visionloop.card import ModelCard
 from visionloop.compression.export import onnx_bytes, torch_answers
-from visionloop.compression.quantize import Recipe, quantize, weight_bits
+from visionloop.compression.quantize import Recipe, quantize
 from visionloop.models.network import Option
 from visionloop.models.small_vit import SmallViT, _attend, _Skip, build
 from visionloop.preprocess import PreprocessSpec
@@ -108,7 +108,7 @@ def test_the_compact_form_is_exported_and_quantized_and_still_answers_alike() ->
     # Both sum float32 in another order; logits are of the order of 1.
     assert float(abs(logits - expected[0]).max()) < 1e-5
     assert float(abs(embedding - expected[1]).max()) < 1e-4
-    int8 = quantize(fp32, data.images[TRAIN][:64], Recipe(("MatMul", "Gemm"), weight_bits=weight_bits()))
+    int8 = quantize(fp32, data.images[TRAIN][:64], Recipe(("MatMul", "Gemm"), seven_bits=True))
     after, _ = OnnxModel(int8, threads=1).run(shown)
     # As in the tests of quantization: a few per cent of the logits' spread for each of a few layers.
     assert float(abs(after - logits).max()) < 0.35 * float(logits.std())

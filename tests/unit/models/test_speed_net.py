@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from visionloop.card import ModelCard
 from visionloop.compression.export import onnx_bytes, torch_answers
-from visionloop.compression.quantize import Recipe, quantize, weight_bits
+from visionloop.compression.quantize import Recipe, quantize
 from visionloop.errors import ConfigError
 from visionloop.explanation.methods import heat_maps
 from visionloop.models import Classifier, build, check_buildable
@@ -155,7 +155,7 @@ def test_mirrored_answer_is_in_the_onnx_file_and_survives_int8() -> None:
     np.testing.assert_allclose(logits, torch_logits, atol=1e-4)
     np.testing.assert_allclose(embedding, torch_embedding, atol=1e-3)
     np.testing.assert_allclose(OnnxModel(fp32, threads=1).run(images[:1])[0], torch_logits[:1], atol=1e-4)
-    int8 = quantize(fp32, images, Recipe(("Conv", "Gemm", "MatMul", "Add", "Relu"), weight_bits=weight_bits()))
+    int8 = quantize(fp32, images, Recipe(("Conv", "Gemm", "MatMul", "Add", "Relu"), seven_bits=True))
     of_int8 = OnnxModel(int8, threads=1).run(images)[0]
     assert float(np.abs(of_int8 - logits).max()) < 0.35 * float(logits.std())
 

@@ -21,7 +21,7 @@ from serving.repository import (
 )
 from tests.helpers_serving import DEPLOY, LABELS, SPEC, calibrated, ship
 from visionloop.card import load_card
-from visionloop.errors import ArtifactError, ServingError
+from visionloop.errors import ArtifactError, ConfigError, ServingError
 from visionloop.paths import CLASS_MEANS
 from visionloop.preprocess import PreprocessSpec
 
@@ -81,6 +81,13 @@ def test_the_official_image_serves_the_same_folder_with_its_own_backend(tmp_path
     config = classifier_config(card, DEPLOY.model_copy(update={"backend": "onnxruntime"}), [1])
     assert (config.backend, config.default_model_filename) == ("onnxruntime", "model.onnx")
     assert config.parameters["intra_op_thread_count"].string_value == "1"
+
+
+def test_a_model_that_was_chosen_for_openvino_is_refused_by_the_official_image_in_one_sentence(tmp_path: Path) -> None:
+    card = ship(tmp_path / "shipped", runtime="openvino")
+    assert classifier_config(card, DEPLOY, [1]).backend == "python"
+    with pytest.raises(ConfigError, match=r"was chosen for openvino, which deploy\.backend: onnxruntime does not run; set "):
+        classifier_config(card, DEPLOY.model_copy(update={"backend": "onnxruntime"}), [1])
 
 
 def test_the_public_model_takes_bytes_and_an_optional_id() -> None:

@@ -1,4 +1,4 @@
-"""visionloop.compression.graph: what every ONNX file keeps to, and the sentence for each that does not."""
+"""visionloop.compression.contract: what every ONNX file keeps to, and the sentence for each that does not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from tests.torch_models import OPSET, Family, fresh, fresh_onnx
 from visionloop.card import ModelCard
-from visionloop.compression.graph import check_graph
+from visionloop.compression.contract import check_graph
 from visionloop.errors import ArtifactError
 from visionloop.preprocess import PreprocessSpec
 
