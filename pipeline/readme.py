@@ -180,7 +180,13 @@ def scale(root: Path = Path()) -> summary.Table:
         )
         for run in found["runs"]
     )
-    notes = ("Memory is the largest sum over the stage's processes.", _source(found["runs"][-1], "scale"))
+    each = {stage: [f"{run['cpu_seconds_per_100k'][stage]:.0f}" for run in found["runs"]] for stage in stages}
+    growth = (
+        "CPU seconds for 100,000 images, which stay the same where time grows like the number: "
+        + ", ".join(f"{stage} {' / '.join(values)}" for stage, values in each.items())
+        + "."
+    )
+    notes = ("Memory is the largest sum over the stage's processes.", growth, _source(found["runs"][-1], "scale"))
     return summary.Table("Images of 32 x 32 pixels through the data stages", ("images", *stages), cells, notes)
 
 
