@@ -47,6 +47,14 @@ def problems(params: Params) -> Iterator[str]:
                     f"train.{name}.architecture is '{settings.architecture}', which is of the family '{family}'; name it "
                     f"under train.{family}."
                 )
+            student = settings.smaller
+            if student.by == "student":
+                assert student.architecture is not None
+                if (found := check_buildable(student.architecture, size, student.options)) != name:
+                    yield (
+                        f"train.{name}.smaller.architecture is '{student.architecture}', which is of the family '{found}'; "
+                        f"name one of the family '{name}'."
+                    )
             if settings.weights not in (None, "torchvision"):  # which is not downloaded before it is needed
                 build(
                     settings.architecture, num_classes=2, image_size=size, mean=(0.5,) * 3, std=(0.25,) * 3,

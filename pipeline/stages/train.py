@@ -84,11 +84,11 @@ def main() -> None:
     buffer = io.BytesIO()
     torch.save(classifier.state_dict(), buffer)
     write_bytes(folder / MODEL_TORCH, buffer.getvalue())
-    settings = params.family(family)
     card = card_for(
         classifier,
         meta,
-        architecture_options=dict(settings.options),
+        architecture_options=dict(result.settings.options),
+        smaller=result.smaller,
         metrics={"val_accuracy": round(result.best.val_accuracy, 6), "val_loss": round(result.best.val_loss, 6)},
         lineage={"data": meta.data_id, "visionloop": __version__, "torch": torch.__version__},
         notes=(f"Trained {len(result.history)} epochs; the weights are those of epoch {result.best.epoch}.", *result.notes),

@@ -55,6 +55,20 @@ class Calibration(BaseModel):
         return softmax(np.asarray(logits, np.float64) / self.temperature)
 
 
+class Smaller(BaseModel):
+    """What a pruned network or a student was made from; it learnt from that network's answers and took its place."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    by: Literal["pruning", "student"]
+    architecture: str  # of the network before, as the next three
+    architecture_options: dict[str, Any]
+    parameters: int
+    multiply_adds: int  # for one image
+    multiply_adds_after: int
+    val_accuracy: float
+
+
 class ModelCard(BaseModel):
     """What one needs to know to use the model files in this folder."""
 
@@ -81,6 +95,7 @@ class ModelCard(BaseModel):
     notes: tuple[str, ...] = ()  # decisions in words, as "INT8 is shipped: ..."
     architecture_options: dict[str, Any] = Field(default_factory=dict)
     calibration: Calibration | None = None
+    smaller: Smaller | None = None
 
     @field_validator("preprocess_rules")
     @classmethod

@@ -233,6 +233,28 @@ class AugmentParams(Section):
         return self
 
 
+class SmallerParams(Section):
+    section: ClassVar[str] = "train"
+    by: Literal["none", "pruning", "student"] = Field(description="what comes after the training, if anything")
+    share: float = Field(gt=0, lt=1, description="pruning: of the multiply-adds, taken out by whole channels")
+    architecture: str | None = Field(description="student: of the same family")
+    options: dict[str, int | float | str | bool] = Field(description="student: arguments of its architecture")
+    epochs: int = Field(ge=1, le=100_000, description="in which the smaller network learns from the trained one")
+    rate: float = Field(gt=0, le=100, description="times the family's learning_rate")
+    max_accuracy_drop: Share = Field(description="on val; one that loses more is not kept")
+
+    @model_validator(mode="after")
+    def _student(self) -> SmallerParams:
+        if self.by == "student" and self.architecture is None:
+            raise ValueError("smaller.by is student, but smaller.architecture is null; name the student's architecture")
+        if self.by != "student" and (self.architecture is not None or self.options):
+            raise ValueError(
+                f"smaller.architecture and smaller.options are a student's, but smaller.by is {self.by}; set by: student, "
+                "or architecture: null and options: {}"
+            )
+        return self
+
+
 class FamilyParams(Section):
     section: ClassVar[str] = "train"
     architecture: str = Field(min_length=1, description="a name of `visionloop.models.ARCHITECTURES` or torchvision")
@@ -247,7 +269,17 @@ class FamilyParams(Section):
         gt=0, le=1, description="each layer further from the head learns at this share of the next one"
     )
     teacher: Annotated[str, AfterValidator(_folder_name)] = Field(description="none, or a folder of models/ to distil from")
+    smaller: SmallerParams = Field(description="a smaller network that learns from the trained one and takes its place")
     override: dict[str, int | float | str | bool] = Field(description="keys of train that this family wants otherwise")
+
+    @model_validator(mode="after")
+    def _whole(self) -> FamilyParams:
+        if self.smaller.by != "none" and self.freeze != "none":
+            raise ValueError(
+                f"freeze is '{self.freeze}', but smaller.by is {self.smaller.by}, which trains the whole network; set one "
+                "of them to none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _pretrained(self) -> FamilyParams:
@@ -361,6 +393,7 @@ class TrainParams(Section):
         return self
 
     def _check_teacher(self, name: str) -> None:
+        self._check_smaller(name)
         teacher = self.family(name).teacher
         if teacher == "none":
             return
@@ -378,6 +411,14 @@ class TrainParams(Section):
             raise ValueError(
                 f"{name}.teacher is '{teacher}', whose answers are shares among the classes, but loss is bce, for which "
                 "each class is by itself; take cross_entropy, or set teacher to none"
+            )
+
+    def _check_smaller(self, name: str) -> None:
+        if self.family(name).smaller.by == "student" and (self.loss == "bce" or self.distillation_share == 0):
+            why = "loss is bce, for which each class is by itself" if self.loss == "bce" else "distillation_share is 0"
+            raise ValueError(
+                f"{name}.smaller.by is student, which learns from the answers of the trained network, but {why}; take "
+                "cross_entropy and a distillation_share of 0.5 or more, or set smaller.by to none"
             )
 
     def family(self, name: str) -> FamilyParams:

@@ -69,6 +69,7 @@ class Network(nn.Module):
 
     family: Family
     head: nn.Linear
+    flip_average = False  # whether answers in use are the mean over an image and its mirror image
 
     def embed(self, images: Tensor) -> Tensor:
         """Images float [N, 3, H, W] to the penultimate layer, float [N, D]."""
@@ -85,6 +86,13 @@ class Network(nn.Module):
     def layers(self) -> list[list[str]]:
         """The names of all parameters, grouped from the input to the head; see `layers_in_order`."""
         return layers_in_order(self, self.head)
+
+    def prunable(self) -> list[nn.Module]:
+        """The layers whose outputs may be taken out channel by channel: all but the head and what never learns."""
+        layers = [
+            module for module in self.modules() if isinstance(module, nn.Conv2d | nn.Linear) and module is not self.head
+        ]
+        return [layer for layer in layers if layer.weight.requires_grad]
 
     def prepare(self, images: Tensor) -> None:
         """Set what starts from the data, before the first step of a training from fresh weights; by default nothing does.

@@ -125,6 +125,10 @@ class SmallViT(Network):
 
         return GradcamLayer(first.norm1, to_map, places=(1,))
 
+    def prunable(self) -> list[nn.Module]:
+        """The first layer of every perceptron: what all blocks add to the tokens must keep its width."""
+        return [block.widen for block in self.blocks if isinstance(block, _Block)]
+
     def attention(self) -> Attention:
         """Every block's."""
         layers = []

@@ -14,6 +14,7 @@ from visionloop.errors import ArtifactError, ConfigError
 from visionloop.models import small_resnet, small_vit, speed_net
 from visionloop.models.classifier import Classifier
 from visionloop.models.network import Family, Network, Option, check_norms
+from visionloop.models.pruning import fit_shapes
 from visionloop.models.tensors import read_tensors
 from visionloop.paths import MODEL_TORCH
 
@@ -116,6 +117,8 @@ def load_model(folder: Path) -> tuple[Classifier, ModelCard]:
     try:
         if not isinstance(state, Mapping):
             raise TypeError(f"it holds a {type(state).__name__}")
+        if card.smaller is not None and card.smaller.by == "pruning":
+            fit_shapes(classifier, state)
         classifier.load_state_dict(state)
     except (RuntimeError, TypeError) as error:
         raise ArtifactError(

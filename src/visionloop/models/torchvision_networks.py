@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.maxvit import MaxVitBlock
 from torchvision.models.regnet import AnyStage
 from torchvision.models.vision_transformer import Encoder
+from torchvision.ops.misc import MLP
 
 from visionloop.errors import ConfigError
 from visionloop.models.choices import CHOICES
@@ -75,6 +76,12 @@ class TorchvisionNetwork(Network):
             ),
             "class_token",
         )
+
+    def prunable(self) -> list[nn.Module]:
+        """Of a transformer the first layer of every perceptron (MaxViT has none that stands alone), else all that learn."""
+        if self.family == "cnn":
+            return super().prunable()
+        return [block[0] for block in self.modules() if isinstance(block, MLP)]
 
     def layers(self) -> list[list[str]]:
         """The names of all parameters, grouped from the input to the head: torchvision's blocks, and what stands alone."""

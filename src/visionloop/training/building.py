@@ -5,12 +5,16 @@ Does not cover: networks that are trained already; `visionloop.models.load_model
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 from visionloop.card import ModelCard
 from visionloop.config import FamilyParams
 from visionloop.data.packing import PackedMeta
 from visionloop.models import Classifier, build
+from visionloop.models.pruning import fit_shapes
 
 
 def classifier_for(settings: FamilyParams, meta: PackedMeta, *, pretrained: bool = True) -> Classifier:
@@ -31,6 +35,14 @@ def classifier_for(settings: FamilyParams, meta: PackedMeta, *, pretrained: bool
         weights=settings.weights if pretrained else None,
         weights_sha256=settings.weights_sha256 if pretrained else None,
     )
+
+
+def with_weights(settings: FamilyParams, meta: PackedMeta, weights: Mapping[str, Tensor]) -> Classifier:
+    """A fresh classifier with these weights, pruned ones too: what was trained may be compiled or laid out otherwise."""
+    classifier = classifier_for(settings, meta, pretrained=False)
+    fit_shapes(classifier, weights)
+    classifier.load_state_dict(weights)
+    return classifier
 
 
 def card_for(classifier: Classifier, meta: PackedMeta, **more: Any) -> ModelCard:

@@ -18,6 +18,7 @@ import torch
 from visionloop.files import sha256_bytes, write_bytes
 
 NAME = "checkpoint.bin"
+SMALLER = "smaller.bin"  # of a second training, in which a smaller network learns from the first
 _FORMAT = 1
 # Saving may take this share of the time, so that epochs of a tenth of a second are not spent on writing.
 _TIME_SHARE = 0.05
@@ -29,8 +30,8 @@ class Checkpoints:
     `fingerprint` names the training: data, parameters, architecture, versions. A checkpoint of another one is not used.
     """
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
-        self._path = folder / NAME
+    def __init__(self, folder: Path, fingerprint: str, name: str = NAME) -> None:
+        self._path = folder / name
         self._fingerprint = fingerprint
         self._saved_at = time.monotonic()
         self._save_seconds = 0.0

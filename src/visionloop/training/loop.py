@@ -7,6 +7,7 @@ not run on a GPU yet.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import time
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from visionloop import __version__
+from visionloop.card import Smaller
 from visionloop.config import FamilyParams, TrainParams
 from visionloop.data.packing import PackedMeta, PackedSplit
 from visionloop.errors import ConfigError, DataError
@@ -32,9 +34,9 @@ from visionloop.progress import SECONDS_BETWEEN_LINES, line
 from visionloop.training.adversarial import Adversary
 from visionloop.training.bad_batch import LossGuard
 from visionloop.training.batches import Batch, batch_sizes, look, plain_batches, seed_of, to_device, train_batches
-from visionloop.training.building import classifier_for
-from visionloop.training.checkpoint import Checkpoints
-from visionloop.training.distillation import load_teacher, teacher_id
+from visionloop.training.building import classifier_for, with_weights
+from visionloop.training.checkpoint import SMALLER, Checkpoints
+from visionloop.training.distillation import Teacher, load_teacher, teacher_id
 from visionloop.training.distributed import Ranks
 from visionloop.training.ema import Ema
 from visionloop.training.execution import Execution, measure_execution
@@ -43,6 +45,7 @@ from visionloop.training.losses import Loss
 from visionloop.training.monitor import Monitor, Use
 from visionloop.training.optimizers import Optimizer
 from visionloop.training.schedules import Schedule
+from visionloop.training.smaller import smaller_step
 from visionloop.training.streaming import StreamedSplit
 from visionloop.training.validation import Scores, scores, tally
 
@@ -85,6 +88,8 @@ class TrainResult:
     execution: Execution
     resumed_after: int  # epochs that an earlier, interrupted run had done
     notes: tuple[str, ...]  # what was chosen on the way, in sentences
+    settings: FamilyParams  # of the network that this is: a student has an architecture and options of its own
+    smaller: Smaller | None = None  # where a pruned network or a student took the place of the one trained first
 
 
 def train(
@@ -102,9 +107,10 @@ def train(
     """Train the architecture of `params` for `family` and keep the weights of its best or its last epoch.
 
     Best is the best `train.metric` on the validation images, among equals the lowest validation loss, among these the
-    first. The state after an epoch is saved in `resume`; a run that finds it there goes on from it, and on the CPU ends
-    with the same bits as one that was never interrupted. `on_epoch` is called for every epoch, restored ones first. The
-    caller clears `resume` with `clear_resume` once it has stored the result.
+    first. Where `smaller` asks for it, a pruned network or a student then learns from it and takes its place, unless it
+    loses too much; its epochs are counted on. The state after an epoch is saved in `resume`; a run that finds it there goes
+    on from it, and on the CPU ends with the same bits as one that was never interrupted. `on_epoch` is called for every
+    epoch, restored ones first. The caller clears `resume` with `clear_resume` once it has stored the result.
 
     With `ranks`, each of several processes calls this with the same arguments; all get the same result, and only the first
     saves, and calls `on_epoch` and `say`.
@@ -133,24 +139,54 @@ def train(
         for note in classifier.weight_notes:
             say(note[0].upper() + note[1:] + ".")
         apply_freeze(classifier, settings)
-        run = _Run(
-            family=family,
-            model=classifier.to(device),
-            train_data=train_data,
-            val_data=val_data,
-            meta=meta,
-            settings=settings,
-            params=params,
-            ranks=ranks,
-            resume=resume,
-            say=say,
-        )
-        resumed_after = run.until_done(Checkpoints(resume, name), on_epoch)
+        place = _Place(family, train_data, val_data, meta, ranks, resume, say)
+        checkpoints = Checkpoints(resume, name)
+        teacher = load_teacher(settings, meta)
+        run = _Run(place, classifier.to(device), settings, params, teacher, fresh=settings.weights is None)
+        resumed_after = run.until_done(checkpoints, on_epoch)
         best, weights = run.result()
-        # A fresh one: what was trained may be compiled, laid out otherwise or spread over processes.
-        classifier = classifier_for(settings, meta, pretrained=False)
-        classifier.load_state_dict(weights)
-    return TrainResult(classifier.eval(), best, tuple(run.history), run.execution, resumed_after, tuple(run.notes))
+        classifier = with_weights(settings, meta, weights)
+        first = TrainResult(
+            classifier.eval(), best, tuple(run.history), run.execution, resumed_after, tuple(run.notes), settings
+        )
+        if settings.smaller.by == "none":
+            return first
+        if ranks.main:  # or a run that ends during the second training would do the last epochs of the first once more
+            checkpoints.save(len(run.history), run.state())
+        return _smaller(place, first, params, name, on_epoch)
+
+
+def _smaller(
+    place: _Place, first: TrainResult, params: TrainParams, name: str, on_epoch: Callable[[EpochRecord], None]
+) -> TrainResult:
+    """Train a smaller network on the answers of the first; the first again, with a sentence, where it loses too much."""
+    torch.manual_seed(seed_of(params.seed, 0, 5))  # a student's weights are the same after a resume
+    step = smaller_step(
+        first.classifier, first.settings, params, place.meta, val_accuracy=first.best.val_accuracy, say=place.say
+    )
+    done = len(first.history)
+
+    def counted(record: EpochRecord) -> EpochRecord:
+        return replace(record, epoch=done + record.epoch, epochs=done + record.epochs)
+
+    teacher = Teacher(copy.deepcopy(first.classifier), step.image_size) if step.taught else None
+    model = step.classifier.to(place.ranks.device)
+    run = _Run(place, model, step.settings, step.params, teacher, fresh=step.smaller.by == "student")
+    run.until_done(Checkpoints(place.resume, name, SMALLER), lambda record: on_epoch(counted(record)))
+    best, weights = run.result()
+    note, is_kept = step.verdict(best.val_accuracy)
+    place.say(note)
+    result = replace(first, history=(*first.history, *map(counted, run.history)), notes=(*first.notes, *run.notes, note))
+    if not is_kept:
+        return result
+    return replace(
+        result,
+        classifier=with_weights(step.settings, place.meta, weights).eval(),
+        best=counted(best),
+        execution=run.execution,
+        settings=step.settings,
+        smaller=step.smaller,
+    )
 
 
 def clear_resume(resume: Path) -> None:
@@ -173,39 +209,47 @@ def fingerprint(family: Family, meta: PackedMeta, params: TrainParams) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class _Place:
+    """What the trainings of one call share."""
+
+    family: Family
+    train_data: PackedSplit | StreamedSplit
+    val_data: PackedSplit
+    meta: PackedMeta
+    ranks: Ranks
+    resume: Path
+    say: Callable[[str], None]
+
+
 class _Run:
     """One training from its first or its restored epoch to its last."""
 
     def __init__(
         self,
-        *,
-        family: Family,
+        place: _Place,
         model: Classifier,
-        train_data: PackedSplit | StreamedSplit,
-        val_data: PackedSplit,
-        meta: PackedMeta,
         settings: FamilyParams,
         params: TrainParams,
-        ranks: Ranks,
-        resume: Path,
-        say: Callable[[str], None],
+        teacher: Teacher | None,
+        *,
+        fresh: bool,
     ) -> None:
-        self.family, self.settings, self.params, self.meta = family, settings, params, meta
-        self.train_data, self.val_data = train_data, val_data
-        self.ranks, self.device, self.say = ranks, ranks.device, say
+        self.family, self.settings, self.params, self.meta = place.family, settings, params, place.meta
+        self.train_data, self.val_data = place.train_data, place.val_data
+        self.ranks, self.device, self.say = place.ranks, place.ranks.device, place.say
         self.model = model
+        self.fresh = fresh  # its weights are as they were drawn
         self.notes: list[str] = [note + "." for note in model.weight_notes]
-        self.teacher = load_teacher(settings, meta)
-        if self.teacher is not None:
-            self.teacher.to(self.device)
-        classes = np.bincount(train_data.labels, minlength=len(meta.labels))
+        self.teacher = teacher.to(self.device) if teacher else None
+        classes = np.bincount(self.train_data.labels, minlength=len(self.meta.labels))
         self.loss = Loss(params, torch.from_numpy(classes), self.device)
         self.adversary = Adversary(params) if params.adversarial != "none" else None
-        self.sizes = batch_sizes(len(train_data.labels), params.batch_size)
+        self.sizes = batch_sizes(len(self.train_data.labels), params.batch_size)
         replays = self.adversary.replays if self.adversary else 1
         self.updates = -(-len(self.sizes) // params.accumulate) * replays  # of an epoch
         self.steps = len(self.sizes) * replays  # passes of an epoch, forward and back
-        self.guard = LossGuard(model, resume, self.device)
+        self.guard = LossGuard(model, place.resume, self.device)
         self.monitor = Monitor(self.device)
         self.history: list[EpochRecord] = []
         self.best: EpochRecord | None = None
@@ -220,7 +264,7 @@ class _Run:
                 self.say(sentence)
         state = self.ranks.broadcast(state)
         if state is None:
-            if self.settings.weights is None:
+            if self.fresh:
                 self._prepare()
             self._set_up(self._choose_execution())
         else:
@@ -232,7 +276,7 @@ class _Run:
         while len(self.history) < self.params.epochs and not self._stops_early():
             record = self._epoch(len(self.history) + 1)
             if self.ranks.main and checkpoints.due():
-                checkpoints.save(record.epoch, self._state())
+                checkpoints.save(record.epoch, self.state())
             on_epoch(record)
         if len(self.history) < self.params.epochs:
             self.say(
@@ -422,7 +466,8 @@ class _Run:
         patience = self.params.early_stopping_epochs
         return bool(patience) and self.best is not None and len(self.history) - self.best.epoch >= patience
 
-    def _state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
         assert self.best is not None
         return {
             "model": self.model.state_dict(),

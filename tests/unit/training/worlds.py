@@ -38,7 +38,12 @@ def meta(policy: AugmentPolicy | None = None, size: int = 8) -> PackedMeta:
 
 
 # What the recipes of params.yaml leave off: nothing is frozen, averaged, attacked or distilled.
-_FAMILY: dict[str, Any] = {"weights_sha256": None, "freeze": "none", "layer_decay": 1.0, "teacher": "none", "override": {}}
+SMALLER: dict[str, Any] = {
+    "by": "none", "share": 0.5, "architecture": None, "options": {}, "epochs": 2, "rate": 0.5, "max_accuracy_drop": 1.0,
+}  # fmt: skip
+_FAMILY: dict[str, Any] = {
+    "weights_sha256": None, "freeze": "none", "layer_decay": 1.0, "teacher": "none", "smaller": SMALLER, "override": {},
+}  # fmt: skip
 _SHARED: dict[str, Any] = {
     "seed": 3, "epochs": 4, "batch_size": 16, "accumulate": 1, "optimizer": "adamw", "momentum": 0.9, "weight_decay": 0.05,
     "batch_scaling": "none", "base_batch_size": 16, "schedule": "cosine", "warmup_epochs": 1, "final_rate": 0.0,
