@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.stages import run_stage
-from visionloop.card import load_card
+from visionloop.card import ModelCard, load_card
 from visionloop.compression import page, variants
-from visionloop.compression.choice import BATCH_SIZES, Budgets, Choice, HeldOut, choose, flat
+from visionloop.compression.choice import BATCH_SIZES, BEFORE, Budgets, Choice, HeldOut, choose, flat
+from visionloop.compression.export import onnx_before
 from visionloop.compression.memory import measure_memory
 from visionloop.compression.parity import Golden, accuracy
 from visionloop.compression.search import Network, Space, search
@@ -38,7 +40,7 @@ from visionloop.paths import (
     VARIANTS,
     family_folder,
 )
-from visionloop.runtime import check_agreement, is_installed
+from visionloop.runtime import Answers, OnnxModel, check_agreement, is_installed
 from visionloop.unknown import ClassMeans, judge
 
 # Of the comparison, what does not depend on the machine's load: only this goes into the card, so that an unchanged model
@@ -75,7 +77,7 @@ def main() -> None:
             HeldOut(val.images, val.labels, test.images, test.labels),
             card.labels,
             Budgets(params.max_accuracy_drop, params.max_class_drop, params.min_speedup),
-            beside={variants.TORCH: variants.TorchForm(load_model(family_folder(card.family))[0])},
+            beside=_beside(card, fp32),
             seconds=params.measure_seconds,
             judge_speed=target.measured_here,
         )
@@ -115,14 +117,29 @@ def main() -> None:
         }
     ).with_files(SHIPPED, (MODEL_ONNX, EMBEDDING_PCA, GOLDEN, *((CLASS_MEANS,) if means else ()))).write(SHIPPED)
     machine = variants.machine()
+    about = page.About(target.target, machine, warned, _over_first(choice, card))
     # Sentences in lists: `dvc metrics show` would make columns of them.
     words = {"shipped": chosen.precision, "reason": [choice.reason], "runtime": [chosen.runtime], "machine": [machine]}
     write_json(QUANTIZE_REPORT, {**words, **shipped, **figures})
     write_text(VARIANTS, variants.variants_csv(forms))
-    write_json(COMPRESSION_REPORT, page.as_json(choice, found, target.target, warned, machine))
+    write_json(COMPRESSION_REPORT, page.as_json(choice, found, about))
     write_text(COMPRESSION_TABLE, page.as_csv(choice))
-    write_text(COMPRESSION_PAGE, page.as_page(choice, found, target.target, warned, machine))
+    write_text(COMPRESSION_PAGE, page.as_page(choice, found, about))
 
+    _tell(choice, forms)
+    for note in about.notes:
+        print(note)
+    print(f"{SHIPPED}: {choice.reason}")
+
+
+def _beside(card: ModelCard, fp32: bytes) -> dict[str, Answers]:
+    """What is timed with the forms: torch, and the network that a smaller one took the place of."""
+    beside: dict[str, Answers] = {variants.TORCH: variants.TorchForm(load_model(family_folder(card.family))[0])}
+    first = onnx_before(card, int(OnnxModel(fp32).metadata["opset"]))
+    return beside if first is None else {**beside, BEFORE: OnnxModel(first, threads=1)}
+
+
+def _tell(choice: Choice, forms: Sequence[variants.Variant]) -> None:
     for one, verdict in choice.forms:
         print(
             f"{one.form.name}: {one.megabytes:.2f} MB, val accuracy {one.val_accuracy:.4f}, {one.latency(1).p50_ms:.3f} "
@@ -133,7 +150,21 @@ def main() -> None:
             f"{one_form.name}: {one_form.megabytes:.2f} MB on disk, {one_form.memory.growth_mb:.1f} MB of memory; of a "
             f"hundred calls with one image 99 take at most {one_form.latencies[0].p99_ms:.3f} ms"
         )
-    print(f"{SHIPPED}: {choice.reason}")
+
+
+def _over_first(choice: Choice, card: ModelCard) -> list[str]:
+    """What a pruned network or a student has gained over the network whose place it took."""
+    over = choice.over(BEFORE)
+    if card.smaller is None or over is None:
+        return []
+    before = card.smaller
+    drop = (before.val_accuracy - choice.shipped.val_accuracy) * 100
+    return [
+        f"By {before.by}, this network has {before.multiply_adds_after / before.multiply_adds:.0%} of the multiply-adds of "
+        f"the {before.architecture} that it learnt from. As shipped it ran here at {over[0]:.2f} times that network's speed "
+        f"for one image and {over[1]:.2f} times in batches of 32 (FP32, ONNX Runtime, one thread), and has "
+        f"{drop:.2f} points less accuracy on val."
+    ]
 
 
 def _forms(choice: Choice, torch_folder: Path) -> list[variants.Variant]:

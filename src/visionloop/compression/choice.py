@@ -26,6 +26,7 @@ from visionloop.progress import track
 from visionloop.runtime import Answers, Floats, Images, Latency, OnnxModel, compare_latency
 
 BATCH_SIZES = (1, 8, 32)  # one image as it comes, a batch half filled by waiting, and a full dynamic batch
+BEFORE = "before, fp32"  # what a pruned network or a student took the place of, in ONNX Runtime
 _JUDGED = (1, 32)  # by these the verdict is made
 THREADS = (1, 2)  # with one the verdict is made: a server under load runs several calls side by side, and the ratio holds
 _CONFIDENCE = 0.95
@@ -133,6 +134,13 @@ class Choice:
     def reference(self) -> Measured:
         """FP32 in ONNX Runtime."""
         return self.forms[0][0]
+
+    def over(self, name: str) -> tuple[float, float] | None:
+        """How many times as fast the shipped form is as what stands beside, by batch sizes 1 and 32 and with one thread."""
+        if name not in self.beside:
+            return None
+        one, full = (_at(self.beside[name], size).p50_ms / self.shipped.latency(size).p50_ms for size in _JUDGED)
+        return one, full
 
     @property
     def int8(self) -> Measured | None:
@@ -290,6 +298,9 @@ def flat(choice: Choice) -> dict[str, float]:
         numbers["int8_agreement"] = int8.agreement
         numbers["speedup_batch_1"] = int8.speedup_batch_1
         numbers["speedup_batch_32"] = int8.speedup_batch_32
+    over = choice.over(BEFORE)
+    if over is not None:
+        numbers["speedup_over_first_network_batch_1"], numbers["speedup_over_first_network_batch_32"] = over
     return numbers
 
 

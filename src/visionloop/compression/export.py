@@ -18,6 +18,7 @@ import torch
 from visionloop.card import EMBEDDING_NAME, INPUT_NAME, LOGITS_NAME, ModelCard
 from visionloop.errors import ArtifactError
 from visionloop.files import write_bytes
+from visionloop.models import build
 from visionloop.onnx_file import MAX_ONNX_BYTES
 from visionloop.runtime import LABELS_KEY, PREPROCESS_KEY, Floats, Images
 
@@ -82,6 +83,26 @@ def onnx_bytes(model: torch.nn.Module, *, card: ModelCard, opset: int) -> bytes:
     onnx.helper.set_model_props(proto, metadata(card, opset))
     check(proto)
     return bytes(proto.SerializeToString(deterministic=True))
+
+
+def onnx_before(card: ModelCard, opset: int) -> bytes | None:
+    """FP32 of the network that a smaller one took the place of, with fresh weights: good for its speed and size alone.
+
+    None where the card names no such network.
+    """
+    if card.smaller is None:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        first = build(
+            card.smaller.architecture,
+            num_classes=len(card.labels),
+            image_size=(card.preprocess.height, card.preprocess.width),
+            mean=card.mean,
+            std=card.std,
+            options=card.smaller.architecture_options,
+        )
+    about = card.model_copy(update={"architecture": card.smaller.architecture, "embedding_size": first.embedding_size})
+    return onnx_bytes(Calibrated(first, 1.0), card=about, opset=opset)
 
 
 def metadata(card: ModelCard, opset: int) -> dict[str, str]:

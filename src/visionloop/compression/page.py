@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from visionloop.charts import Axis, picture
@@ -31,14 +32,25 @@ def rows(choice: Choice) -> list[dict[str, Any]]:
     return [_row(one, verdict, one is choice.shipped) for one, verdict in choice.forms]
 
 
-def as_json(choice: Choice, found: Found, target: str, warnings: Sequence[str], machine: str) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class About:
+    """What is told beside the figures."""
+
+    target: str
+    machine: str
+    warnings: Sequence[str] = ()
+    notes: Sequence[str] = ()  # further sentences
+
+
+def as_json(choice: Choice, found: Found, about: About) -> dict[str, Any]:
     """All that the page shows, as data."""
     return {
         "shipped": choice.shipped.form.name,
         "reason": choice.reason,
-        "target": target,
-        "warnings": list(warnings),
-        "machine": machine,
+        "target": about.target,
+        "notes": list(about.notes),
+        "warnings": list(about.warnings),
+        "machine": about.machine,
         "search_seconds": round(found.seconds, 1),
         "search_ended_early": found.timed_out,
         "forms": rows(choice),
@@ -60,7 +72,7 @@ def as_csv(choice: Choice) -> str:
     return text.getvalue()
 
 
-def as_page(choice: Choice, found: Found, target: str, warnings: Sequence[str], machine: str) -> str:
+def as_page(choice: Choice, found: Found, about: About) -> str:
     """The page, one file without a network and without a script."""
     one = choice.shipped
     tiles = Tiles(
@@ -74,13 +86,13 @@ def as_page(choice: Choice, found: Found, target: str, warnings: Sequence[str], 
     )
     sections = [
         Section("trade-off", "Accuracy against speed and size", _trade_off(choice)),
-        Section("forms", "Every form", _forms(choice, machine)),
+        Section("forms", "Every form", _forms(choice, about.machine)),
         Section("search", "What was tried", _trials(found)),
     ]
     if found.layers:
         sections.append(Section("layers", "Sensitivity of layers", _layers(found)))
-    sentences = [choice.reason, f"Made for the target {target}."]
-    return page.render(Report("Compression", sentences, tiles, warnings, sections))
+    sentences = [choice.reason, *about.notes, f"Made for the target {about.target}."]
+    return page.render(Report("Compression", sentences, tiles, about.warnings, sections))
 
 
 def _row(one: Measured, verdict: Verdict, is_shipped: bool) -> dict[str, Any]:

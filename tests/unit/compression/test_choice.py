@@ -9,8 +9,8 @@ import pytest
 
 from tests.onnx_models import LABELS, WEIGHTS, linear_answer, linear_model
 from visionloop.card import Precision, Runtime
-from visionloop.compression.choice import Budgets, Form, HeldOut, Measured, Verdict, choose, flat, judge, pick
-from visionloop.runtime import Latency
+from visionloop.compression.choice import BEFORE, Budgets, Form, HeldOut, Measured, Verdict, choose, flat, judge, pick
+from visionloop.runtime import Images, Latency, OnnxModel
 
 BUDGETS = Budgets(max_accuracy_drop=0.005, max_class_drop=0.06, min_speedup=1.2)
 
@@ -167,3 +167,22 @@ def test_a_form_that_cannot_be_run_is_told_and_stops_nothing() -> None:
     assert "cannot be loaded" in found.failed["int8"]
     assert found.reason == "FP32 is shipped: no other form could be made and run."
     assert found.int8 is None
+
+
+def test_what_stands_beside_is_timed_and_compared_with_what_is_shipped() -> None:
+    """Thirty times the work beside: the shipped form is faster than it, and `flat` says by how much."""
+    model = OnnxModel(linear_model().SerializeToString(), threads=1)
+
+    class Slow:
+        def run(self, images: Images) -> None:
+            for _ in range(30):
+                model.run(images)
+
+    images = np.zeros((32, 4, 4, 3), np.uint8)
+    held_out = HeldOut(images, np.zeros(32, np.int64), images, np.zeros(32, np.int64))
+    forms = [Form("fp32", linear_model().SerializeToString())]
+    choice = choose(forms, held_out, LABELS, BUDGETS, beside={BEFORE: Slow()}, seconds=0.05)
+    over = choice.over(BEFORE)
+    assert over is not None and min(over) > 2
+    assert flat(choice)["speedup_over_first_network_batch_32"] == over[1]
+    assert choice.over("nothing") is None

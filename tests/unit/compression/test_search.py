@@ -12,7 +12,7 @@ import pytest
 from tests.onnx_models import TEST, TRAIN, VAL, digits
 from tests.torch_models import fresh_onnx
 from visionloop.compression.choice import Budgets, Choice, HeldOut, choose
-from visionloop.compression.page import COLUMNS, as_csv, as_json, as_page
+from visionloop.compression.page import COLUMNS, About, as_csv, as_json, as_page
 from visionloop.compression.search import Found, Network, Space, search
 from visionloop.compression.targets import Target, processor, profile, warnings
 
@@ -98,15 +98,23 @@ def test_what_is_slow_on_a_target_is_said() -> None:
 
 
 def test_the_page_the_table_and_the_data_say_the_same(whole: Found, choice: Choice) -> None:
-    said = as_json(choice, whole, "cpu", ["A <warning>."], "a machine")
+    about = About("cpu", "a machine", ["A <warning>."], ["A note on a first network."])
+    said = as_json(choice, whole, about)
     rows = list(csv.DictReader(io.StringIO(as_csv(choice))))
     assert tuple(rows[0]) == COLUMNS
     assert [row["form"] for row in rows] == [form["form"] for form in said["forms"]]
     assert [row["form"] for row in rows if row["shipped"] == "1"] == [said["shipped"]]
     assert float(rows[0]["speedup_batch_32"]) == 1
     assert all(0 <= float(row["val_accuracy_low"]) <= float(row["val_accuracy"]) <= 1 for row in rows)
-    page = as_page(choice, whole, "cpu", ["A <warning>."], "a machine")
-    for text in (choice.reason, "A &lt;warning&gt;.", "bias correction of int8", whole.layers[0].name, "95th percentile"):
+    page = as_page(choice, whole, about)
+    for text in (
+        choice.reason,
+        "A &lt;warning&gt;.",
+        "A note on a first network.",
+        "bias correction of int8",
+        whole.layers[0].name,
+        "95th percentile",
+    ):
         assert text in page, text
     assert "<script" not in page and "http://" not in page and "https://" not in page
     assert np.isfinite([form["p95_ms_batch_1_2_threads"] for form in said["forms"]]).all()
