@@ -90,6 +90,7 @@ class TrainResult:
     notes: tuple[str, ...]  # what was chosen on the way, in sentences
     settings: FamilyParams  # of the network that this is: a student has an architecture and options of its own
     smaller: Smaller | None = None  # where a pruned network or a student took the place of the one trained first
+    first: Classifier | None = None  # that one
 
 
 def train(
@@ -186,6 +187,7 @@ def _smaller(
         execution=run.execution,
         settings=step.settings,
         smaller=step.smaller,
+        first=first.classifier,
     )
 
 
