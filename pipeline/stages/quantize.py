@@ -6,21 +6,25 @@ import tempfile
 from pathlib import Path
 
 from pipeline.stages import run_stage
-from visionloop.card import load_card
+from visionloop.card import ModelCard, load_card
 from visionloop.compression import page, variants
-from visionloop.compression.choice import BATCH_SIZES, Budgets, Choice, HeldOut, choose, flat
+from visionloop.compression.choice import BATCH_SIZES, QAT, Budgets, Choice, HeldOut, choose, flat, worth_training
+from visionloop.compression.export import Calibrated, onnx_bytes, opset_of
 from visionloop.compression.memory import measure_memory
 from visionloop.compression.parity import Golden, accuracy
-from visionloop.compression.search import Network, Space, search
+from visionloop.compression.qat import Rounding, fine_tune
+from visionloop.compression.quantize import calibration_indices
+from visionloop.compression.search import Found, Network, Space, Trial, search
 from visionloop.compression.targets import profile, warnings
 from visionloop.config import QuantizeParams, load_section
-from visionloop.data.packing import load_sample, load_split
+from visionloop.data.packing import PackedSplit, load_meta, load_sample, load_split
 from visionloop.errors import ConfigError
 from visionloop.evaluation.budgets import refuse_over_budget
 from visionloop.evaluation.calibration import calibration_error
 from visionloop.features import EmbeddingPCA, softmax
 from visionloop.files import write_bytes, write_json, write_text
 from visionloop.models import load_model
+from visionloop.models.devices import choose_device
 from visionloop.paths import (
     CLASS_MEANS,
     COMPRESSION_PAGE,
@@ -41,6 +45,7 @@ from visionloop.paths import (
 from visionloop.runtime import check_agreement, is_installed
 from visionloop.unknown import ClassMeans, judge
 
+_TRAINING = "quantization-aware training"
 # Of the comparison, what does not depend on the machine's load: only this goes into the card, so that an unchanged model
 # keeps an unchanged card.
 _LASTING = ("megabytes", "accuracy", "calibration_error", "agreement")
@@ -64,21 +69,8 @@ def main() -> None:
     fp32 = card.read_file(EXPORTED, MODEL_ONNX)
     golden = Golden.from_bytes(card.read_file(EXPORTED, GOLDEN))
     val, test = load_split(PACKED, "val"), load_split(PACKED, "test")
-    train = load_sample(PACKED)  # without stored variants: ranges are set on images that the world sent
-
     space = Space(target, params.runtimes, activations, params.calibration_images, params.search_seconds)
-    # A pruned network or a student is one more of these; its accuracy is then compared with that of the first.
-    found = search([Network("", fp32)], train.images, train.labels, space)
-    with variants.one_thread():
-        choice = choose(
-            found.forms,
-            HeldOut(val.images, val.labels, test.images, test.labels),
-            card.labels,
-            Budgets(params.max_accuracy_drop, params.max_class_drop, params.min_speedup),
-            beside={variants.TORCH: variants.TorchForm(load_model(family_folder(card.family))[0])},
-            seconds=params.measure_seconds,
-            judge_speed=target.measured_here,
-        )
+    found, choice = _found_and_chosen(card, fp32, val, test, space=space, params=params)
     chosen = choice.shipped.form
     forms = _forms(choice, family_folder(card.family))
     figures = flat(choice) | variants.flat(forms)
@@ -134,6 +126,55 @@ def main() -> None:
             f"hundred calls with one image 99 take at most {one_form.latencies[0].p99_ms:.3f} ms"
         )
     print(f"{SHIPPED}: {choice.reason}")
+
+
+def _found_and_chosen(
+    card: ModelCard, fp32: bytes, val: PackedSplit, test: PackedSplit, *, space: Space, params: QuantizeParams
+) -> tuple[Found, Choice]:
+    """Search and measure; where no INT8 form is good enough and training could change that, train and do both again."""
+    train = load_sample(PACKED)  # without stored variants: ranges are set on images that the world sent
+    classifier = load_model(family_folder(card.family))[0]
+    budgets = Budgets(params.max_accuracy_drop, params.max_class_drop, params.min_speedup)
+
+    def choice_of(found: Found) -> Choice:
+        with variants.one_thread():
+            return choose(
+                found.forms,
+                HeldOut(val.images, val.labels, test.images, test.labels),
+                card.labels,
+                budgets,
+                beside={variants.TORCH: variants.TorchForm(classifier)},
+                seconds=params.measure_seconds,
+                judge_speed=space.profile.measured_here,
+            )
+
+    # A pruned network or a student is one more of these; its accuracy is then compared with that of the first.
+    found = search([Network("", fp32)], train.images, train.labels, space)
+    choice = choice_of(found)
+    is_wanted, why = worth_training(choice, budgets, judge_speed=space.profile.measured_here)
+    if not is_wanted or not params.qat_epochs:
+        found.trials.append(
+            Trial(_TRAINING, None, taken=False, reason=f"quantize.qat_epochs is 0, {why}" if is_wanted else why)
+        )
+        return found, choice
+    meta = load_meta(PACKED)
+    tuned = fine_tune(
+        Calibrated(classifier, card.calibration.temperature if card.calibration else 1.0),
+        train if meta.store == "stream" else load_split(PACKED, "train"),
+        val,
+        meta.policy,
+        train.images[calibration_indices(train.labels, params.calibration_images)],
+        rounding=Rounding.of(space.profile, space.activations),
+        epochs=params.qat_epochs,
+        rate=params.qat_rate,
+        device=choose_device("auto"),
+    )
+    found.trials.append(Trial(_TRAINING, None, taken=tuned.best_epoch > 0, reason=f"{tuned}; {why}"))
+    if not tuned.best_epoch:
+        return found, choice
+    data = onnx_bytes(tuned.model, card=card, opset=opset_of(fp32))
+    search([Network(QAT, data, only_integers=True)], train.images, train.labels, space, found)
+    return found, choice_of(found)
 
 
 def _forms(choice: Choice, torch_folder: Path) -> list[variants.Variant]:

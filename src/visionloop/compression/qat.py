@@ -1,9 +1,9 @@
 """Quantization-aware training: a trained network learns to bear the rounding that INT8 brings.
 
-Weights and inputs of the layers are rounded in the forward pass as integers would be, and the gradient passes as if they were
-not (Jacob et al. 2018, arXiv:1712.05877). The network learns its own float answers again, and the labels beside them. It
-stays in evaluation mode: batch norms keep their statistics, nothing is dropped, and what is trained is the graph that will be
-quantized.
+Weights and inputs of the layers are rounded in the forward pass as integers would be, and the gradient passes as if they
+were not (Jacob et al. 2018, arXiv:1712.05877). The network learns its own float answers again, and the labels beside them.
+It stays in evaluation mode: batch norms keep their statistics, nothing is dropped, and what is trained is the graph that
+will be quantized.
 
 Does not cover: the integers themselves, which the `search` makes of the trained network; products of two activations, the
 projections into queries, keys and values of torchvision's ViTs, and sums, which are trained in float. Has not run on a GPU.
@@ -63,6 +63,15 @@ class Tuned:
     before: Scores  # on val, rounded, as it came
     after: Scores  # of the best epoch
 
+    def __str__(self) -> str:
+        """What training came to, as the report says it."""
+        if not self.best_epoch:
+            return f"{self.epochs} epochs, none of which was better than the {self.before.accuracy:.2%} of val before"
+        return (
+            f"{self.after.accuracy:.2%} of val after epoch {self.best_epoch} of {self.epochs}, "
+            f"{self.before.accuracy:.2%} before, both with rounding simulated"
+        )
+
 
 def fine_tune(
     model: nn.Module,
@@ -121,7 +130,7 @@ def fine_tune(
                 total += loss.detach()
             if not math.isfinite(float(total)):
                 raise TrainingError(
-                    f"The loss of quantization-aware training is not finite after epoch {epoch}; lower quantize.qat_rate, or "
+                    f"The loss of quantization-aware training is not finite in epoch {epoch}; lower quantize.qat_rate, or "
                     "set quantize.qat_epochs to 0."
                 )
             found = judge()
