@@ -173,7 +173,7 @@ def _found_and_chosen(
     if not tuned.best_epoch:
         return found, choice
     data = onnx_bytes(tuned.model, card=card, opset=opset_of(fp32))
-    search([Network(QAT, data, only_integers=True)], train.images, train.labels, space, found)
+    search([Network(QAT, data, learnt_from=fp32)], train.images, train.labels, space, found)
     return found, choice_of(found)
 
 

@@ -106,7 +106,7 @@ def fine_tune(
     optimizer = torch.optim.Adam(learnt, rate)
     steps = len(batch_sizes(len(train_data.labels), _BATCH)) * epochs
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _rounded(student, rounding) as forward:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), rounded(student, rounding) as forward:
         torch.manual_seed(seed_of(seed, 0, 3))
 
         def judge() -> Scores:
@@ -141,7 +141,7 @@ def fine_tune(
     return Tuned(student.cpu(), best_epoch, epochs, before, best)
 
 
-class _Rounded:
+class Rounded:
     """A network called with its weights and the inputs of its layers rounded."""
 
     def __init__(self, model: nn.Module, rounding: Rounding) -> None:
@@ -220,9 +220,14 @@ class _Range:
 
 
 @contextmanager
-def _rounded(model: nn.Module, rounding: Rounding) -> Iterator[_Rounded]:
-    """`model` with rounding; at the end of the block nothing of it is left."""
-    forward = _Rounded(model, rounding)
+def rounded(model: nn.Module, rounding: Rounding) -> Iterator[Rounded]:
+    """`model` as it answers with rounding; at the end of the block nothing of it is left in the model.
+
+    >>> with rounded(model, Rounding()) as forward:
+    ...     forward.watch(calibration)
+    ...     logits, embedding = forward(images)
+    """
+    forward = Rounded(model, rounding)
     handles = []
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear, _BatchNorm)):

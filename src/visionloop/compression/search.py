@@ -44,7 +44,9 @@ class Network:
 
     name: str  # "" of the trained network itself, "qat", "pruned", "student"
     data: bytes  # ONNX, FP32
-    only_integers: bool = False  # it was trained to be rounded: as floats it is not offered
+    # The float network whose answers it learnt to give once it is rounded. Not rounded it gives others, so it is offered as
+    # integers only, and these are judged by that network's answers.
+    learnt_from: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +119,13 @@ class _One:
         self.probes = probes
         self.space = space
         self.found = found
-        self.expected: Floats = OnnxModel(network.data, threads=1).run_all(probes)[0]
+        self.expected: Floats = OnnxModel(network.learnt_from or network.data, threads=1).run_all(probes)[0]
         self.count = len(images)  # that set the ranges
 
     def run(self, deadline: float, *, is_first: bool) -> None:
         """Add forms, trials and, of the first network, the layers; after `deadline` (monotonic) nothing new is begun."""
         self.deadline = deadline
-        floats = not self.network.only_integers
+        floats = self.network.learnt_from is None
         if floats:
             self._form("fp32", self.network.data, "as exported; the runtime optimises it when it loads it")
         try:
