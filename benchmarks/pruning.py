@@ -2,10 +2,10 @@
 
 What:    small_resnet (32 channels in the first of three stages, a block each, 49 million multiply-adds) trained by the
          settings of params.yaml but for epochs, batch size and rate, then pruned by `--share` of its multiply-adds and
-         trained for `--smaller-epochs` more, as the key `smaller` does it. Both networks are then searched for integer forms
-         as the stage `quantize` does, and all forms are timed call by call in turn, with one thread, at batch sizes 1 and 32.
-         Speed-ups are over FP32 of the first network in ONNX Runtime, by medians; accuracy is of the 10,000 test images,
-         which nothing was chosen by.
+         trained for `--smaller-epochs` more, as the key `smaller` does it. Both networks are then searched for integer
+         forms as the stage `quantize` does, and all forms are timed call by call in turn, with one thread, at
+         batch sizes 1 and 32. Speed-ups are over FP32 of the first network in ONNX Runtime, by medians; accuracy is of the
+         10,000 test images, which nothing was chosen by.
 Command: python -m benchmarks.pruning --packed data/packed
          (of a project that ran `visionloop recipe cifar10-speed` and `dvc repro augment`; a killed run goes on)
 Writes:  benchmarks/results/pruning.json

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import math
 from typing import Literal
 
 import torch
@@ -79,3 +81,21 @@ def trained(family: Family) -> tuple[Classifier, ModelCard]:
             optimizer.step()
             schedule.step()
     return copy.eval(), card
+
+
+@functools.cache
+def badly_ranged() -> tuple[Classifier, ModelCard]:
+    """`trained("cnn")` with channels between two convolutions up to 16 times smaller or larger, and undone behind them.
+
+    In float it is the same network. In integers, which have one scale for a whole map, small channels are lost.
+    """
+    model, card = trained("cnn")
+    model = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for block in model.network.stages:
+            factors = torch.exp((2 * torch.rand(len(block.norm2.weight), generator=generator) - 1) * math.log(16))
+            block.norm2.weight.mul_(factors)
+            block.norm2.bias.mul_(factors)
+            block.conv2.weight.div_(factors[None, :, None, None])
+    return model, card

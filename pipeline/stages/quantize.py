@@ -9,20 +9,23 @@ from pathlib import Path
 from pipeline.stages import run_stage
 from visionloop.card import ModelCard, load_card
 from visionloop.compression import page, variants
-from visionloop.compression.choice import BATCH_SIZES, BEFORE, Budgets, Choice, HeldOut, choose, flat
-from visionloop.compression.export import onnx_before
+from visionloop.compression.choice import BATCH_SIZES, BEFORE, QAT, Budgets, Choice, HeldOut, choose, flat, worth_training
+from visionloop.compression.export import Calibrated, onnx_before, onnx_bytes, opset_of
 from visionloop.compression.memory import measure_memory
 from visionloop.compression.parity import Golden, accuracy
-from visionloop.compression.search import Network, Space, search
+from visionloop.compression.qat import Rounding, fine_tune
+from visionloop.compression.quantize import calibration_indices
+from visionloop.compression.search import Found, Network, Space, Trial, search
 from visionloop.compression.targets import profile, warnings
 from visionloop.config import QuantizeParams, load_section
-from visionloop.data.packing import load_sample, load_split
+from visionloop.data.packing import PackedSplit, load_meta, load_sample, load_split
 from visionloop.errors import ConfigError
 from visionloop.evaluation.budgets import refuse_over_budget
 from visionloop.evaluation.calibration import calibration_error
 from visionloop.features import EmbeddingPCA, softmax
 from visionloop.files import write_bytes, write_json, write_text
 from visionloop.models import load_model
+from visionloop.models.devices import choose_device
 from visionloop.paths import (
     CLASS_MEANS,
     COMPRESSION_PAGE,
@@ -43,6 +46,7 @@ from visionloop.paths import (
 from visionloop.runtime import Answers, OnnxModel, check_agreement, is_installed
 from visionloop.unknown import ClassMeans, judge
 
+_TRAINING = "quantization-aware training"
 # Of the comparison, what does not depend on the machine's load: only this goes into the card, so that an unchanged model
 # keeps an unchanged card.
 _LASTING = ("megabytes", "accuracy", "calibration_error", "agreement")
@@ -66,21 +70,8 @@ def main() -> None:
     fp32 = card.read_file(EXPORTED, MODEL_ONNX)
     golden = Golden.from_bytes(card.read_file(EXPORTED, GOLDEN))
     val, test = load_split(PACKED, "val"), load_split(PACKED, "test")
-    train = load_sample(PACKED)  # without stored variants: ranges are set on images that the world sent
-
     space = Space(target, params.runtimes, activations, params.calibration_images, params.search_seconds)
-    # A pruned network or a student is one more of these; its accuracy is then compared with that of the first.
-    found = search([Network("", fp32)], train.images, train.labels, space)
-    with variants.one_thread():
-        choice = choose(
-            found.forms,
-            HeldOut(val.images, val.labels, test.images, test.labels),
-            card.labels,
-            Budgets(params.max_accuracy_drop, params.max_class_drop, params.min_speedup),
-            beside=_beside(card, fp32),
-            seconds=params.measure_seconds,
-            judge_speed=target.measured_here,
-        )
+    found, choice = _found_and_chosen(card, fp32, val, test, space=space, params=params)
     chosen = choice.shipped.form
     forms = _forms(choice, family_folder(card.family))
     figures = flat(choice) | variants.flat(forms)
@@ -132,13 +123,6 @@ def main() -> None:
     print(f"{SHIPPED}: {choice.reason}")
 
 
-def _beside(card: ModelCard, fp32: bytes) -> dict[str, Answers]:
-    """What is timed with the forms: torch, and the network that a smaller one took the place of."""
-    beside: dict[str, Answers] = {variants.TORCH: variants.TorchForm(load_model(family_folder(card.family))[0])}
-    first = onnx_before(card, int(OnnxModel(fp32).metadata["opset"]))
-    return beside if first is None else {**beside, BEFORE: OnnxModel(first, threads=1)}
-
-
 def _tell(choice: Choice, forms: Sequence[variants.Variant]) -> None:
     for one, verdict in choice.forms:
         print(
@@ -165,6 +149,57 @@ def _over_first(choice: Choice, card: ModelCard) -> list[str]:
         f"for one image and {over[1]:.2f} times in batches of 32 (FP32, ONNX Runtime, one thread), and has "
         f"{drop:.2f} points less accuracy on val."
     ]
+
+
+def _found_and_chosen(
+    card: ModelCard, fp32: bytes, val: PackedSplit, test: PackedSplit, *, space: Space, params: QuantizeParams
+) -> tuple[Found, Choice]:
+    """Search and measure; where no INT8 form is good enough and training could change that, train and do both again."""
+    train = load_sample(PACKED)  # without stored variants: ranges are set on images that the world sent
+    classifier = load_model(family_folder(card.family))[0]
+    budgets = Budgets(params.max_accuracy_drop, params.max_class_drop, params.min_speedup)
+    beside: dict[str, Answers] = {variants.TORCH: variants.TorchForm(classifier)}
+    if (first := onnx_before(card, opset_of(fp32))) is not None:
+        beside[BEFORE] = OnnxModel(first, threads=1)
+
+    def choice_of(found: Found) -> Choice:
+        with variants.one_thread():
+            return choose(
+                found.forms,
+                HeldOut(val.images, val.labels, test.images, test.labels),
+                card.labels,
+                budgets,
+                beside=beside,
+                seconds=params.measure_seconds,
+                judge_speed=space.profile.measured_here,
+            )
+
+    found = search([Network("", fp32)], train.images, train.labels, space)
+    choice = choice_of(found)
+    is_wanted, why = worth_training(choice, budgets, judge_speed=space.profile.measured_here)
+    if not is_wanted or not params.qat_epochs:
+        found.trials.append(
+            Trial(_TRAINING, None, taken=False, reason=f"quantize.qat_epochs is 0, {why}" if is_wanted else why)
+        )
+        return found, choice
+    meta = load_meta(PACKED)
+    tuned = fine_tune(
+        Calibrated(classifier, card.calibration.temperature if card.calibration else 1.0),
+        train if meta.store == "stream" else load_split(PACKED, "train"),
+        val,
+        meta.policy,
+        train.images[calibration_indices(train.labels, params.calibration_images)],
+        rounding=Rounding.of(space.profile, space.activations),
+        epochs=params.qat_epochs,
+        rate=params.qat_rate,
+        device=choose_device("auto"),
+    )
+    found.trials.append(Trial(_TRAINING, None, taken=tuned.best_epoch > 0, reason=f"{tuned}; {why}"))
+    if not tuned.best_epoch:
+        return found, choice
+    data = onnx_bytes(tuned.model, card=card, opset=opset_of(fp32))
+    search([Network(QAT, data, learnt_from=fp32)], train.images, train.labels, space, found)
+    return found, choice_of(found)
 
 
 def _forms(choice: Choice, torch_folder: Path) -> list[variants.Variant]:

@@ -668,6 +668,10 @@ class QuantizeParams(Section):
     min_speedup: float = Field(
         ge=0, le=100, description="and must be this many times as fast as FP32; at 0 speed decides nothing"
     )
+    qat_epochs: int = Field(
+        ge=0, le=1000, description="of training with INT8's rounding, only where INT8 loses too much; 0 never trains"
+    )
+    qat_rate: float = Field(gt=0, le=1, description="learning rate of it at the first step, falling to 0")
     embedding_components: int = Field(ge=2, le=64, description="principal components logged with each prediction")
 
     @model_validator(mode="after")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -16,7 +19,7 @@ from PIL import Image
 from pipeline.stages import export as export_stage
 from pipeline.stages import quantize as quantize_stage
 from tests.onnx_models import TEST, TRAIN, VAL, digits
-from tests.torch_models import OPSET, Family, trained
+from tests.torch_models import OPSET, Family, badly_ranged, trained
 from visionloop.card import Calibration, load_card
 from visionloop.compression.choice import Budgets, Form, HeldOut, choose
 from visionloop.compression.export import onnx_bytes, torch_answers
@@ -162,6 +165,8 @@ def test_the_stages_ship_the_trained_model_and_repeat_themselves(tmp_path: Path,
     told = json.loads(Path("reports/compression.json").read_text())
     assert [form["form"] for form in told["forms"] if form["shipped"]] == [told["shipped"]]
     assert told["forms"][0]["form"] == "fp32" and told["search_ended_early"]
+    training = next(trial for trial in told["trials"] if trial["name"] == "quantization-aware training")
+    assert not training["taken"] and re.fullmatch(r"not needed: int8( as is)? keeps the budgets", training["reason"])
     table = Path("reports/compression.csv").read_text().splitlines()
     assert len(table) == 1 + len(told["forms"])
     page = Path("reports/compression.html").read_text()
@@ -186,6 +191,50 @@ def test_fp32_is_shipped_with_the_reason_where_int8_is_too_slow(tmp_path: Path, 
     assert json.loads(Path("reports/quantize.json").read_text())["shipped"] == "fp32"
 
 
+def test_where_int8_loses_too_much_the_network_is_trained_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels of very different size: INT8 loses 2.8 points on val, and after two epochs with its rounding nothing."""
+    monkeypatch.chdir(tmp_path)
+    write_inputs("cnn", min_speedup=0, is_badly_ranged=True, temperature=2, more={"target: auto ": "target: cpu "})
+    export_stage.main()
+    quantize_stage.main()
+    told = json.loads(Path("reports/compression.json").read_text())
+    names = [form["form"] for form in told["forms"]]
+    assert names[:2] == ["fp32", "int8 as is"] and set(names[names.index("qat int8 as is") :]) <= {
+        "qat int8 as is",
+        "qat int8",
+    }
+    assert [form["form"] for form in told["forms"] if form["passes"]] == ["fp32", "qat int8"]
+    lost = [form for form in told["forms"] if form["form"].startswith("int8")]
+    training = next(trial for trial in told["trials"] if trial["name"] == "quantization-aware training")
+    assert training["taken"]
+    assert re.match(r"9\d\.\d\d% of val after epoch \d of 2, 9\d\.\d\d% before, both with rounding sim", training["reason"])
+
+    shipped, card = load(SHIPPED)
+    assert (card.precision, card.runtime) == ("int8", "onnxruntime")
+    assert card.notes[-1].startswith(
+        "INT8 after quantization-aware training is shipped, for ONNX Runtime: it loses no accuracy"
+    )
+    assert card.metrics["val_accuracy"] > max(form["val_accuracy"] for form in lost)
+    assert told["reason"] in Path("reports/compression.html").read_text()
+    # The temperature is that of the card, inside the graph: logits are half as large as torch's.
+    assert shipped.metadata["temperature"] == "2.0"
+    plain = torch_answers(badly_ranged()[0], DATA.images[TEST])[0]
+    assert 0.4 < np.abs(shipped.run_all(DATA.images[TEST])[0]).mean() / np.abs(plain).mean() < 0.6
+
+
+def test_without_epochs_nothing_is_trained_and_the_report_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    changes = {"target: auto ": "target: cpu ", "qat_epochs: 2 ": "qat_epochs: 0 "}
+    write_inputs("cnn", min_speedup=0, is_badly_ranged=True, more=changes)
+    export_stage.main()
+    quantize_stage.main()
+    told = json.loads(Path("reports/compression.json").read_text())
+    assert told["shipped"] == "fp32"
+    assert not [form for form in told["forms"] if form["form"].startswith("qat")]
+    training = next(trial for trial in told["trials"] if trial["name"] == "quantization-aware training")
+    assert not training["taken"] and training["reason"].startswith("quantize.qat_epochs is 0, of int8")
+
+
 def test_a_damaged_export_stops_quantize(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_inputs("cnn", min_speedup=0)
@@ -204,14 +253,26 @@ def jpeg(gray: PixelArray) -> bytes:
     return buffer.getvalue()
 
 
-def write_inputs(family: Family, *, min_speedup: float) -> None:
-    """What the stages before `export` and `robustness` would have written, in the present folder."""
+def write_inputs(
+    family: Family,
+    *,
+    min_speedup: float,
+    is_badly_ranged: bool = False,
+    temperature: float = 1,
+    more: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """What the stages before `export` and `robustness` would have written, in the present folder.
+
+    `more` are changes of the text of params.yaml. A temperature other than 1 shows in every answer that is compared with the
+    plain network's.
+    """
     text = (ROOT / "params.yaml").read_text()
     changes = {
         "min_speedup: 1.0": f"min_speedup: {min_speedup}",
         "search_seconds: 20 ": "search_seconds: 0 ",
         "measure_seconds: 2.0 ": "measure_seconds: 0.05 ",
         "runtimes: [onnxruntime, openvino]": "runtimes: [onnxruntime]",  # both are asked in the units' tests
+        **more,
     }
     for old, new in changes.items():
         assert old in text
@@ -234,13 +295,12 @@ def write_inputs(family: Family, *, min_speedup: float) -> None:
         data_id="d" * 64,
     )
     write_json(PACKED / "meta.json", meta.model_dump(mode="json"))
-    model, card = trained(family)
+    model, card = badly_ranged() if is_badly_ranged else trained(family)
     folder = family_folder(family)
     folder.mkdir(parents=True)
     torch.save(model.state_dict(), folder / MODEL_TORCH)
     card.with_files(folder, (MODEL_TORCH,)).write(folder)
-    # A temperature other than 1 would show in every answer below that is compared with the plain network's.
-    neutral = Calibration(temperature=1, precision_thresholds={}, unknown=None, review_below=0, review_share=0)
-    write_json(folder / CALIBRATION, neutral.model_dump(mode="json"))
+    calibration = Calibration(temperature=temperature, precision_thresholds={}, unknown=None, review_below=0, review_share=0)
+    write_json(folder / CALIBRATION, calibration.model_dump(mode="json"))
     write_json(ROBUSTNESS_REPORT, {OVER_BUDGET: []})
     write_json(SELECTED, {"family": family, "reason": "written by a test"})

@@ -33,6 +33,7 @@ _CONFIDENCE = 0.95
 # What medians of ratios scatter by on a busy machine: a form of another runtime, or one with more rounding, must gain more.
 _SCATTER = 1.1
 _RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+QAT = "qat"  # the name of the network that was trained with INT8's rounding
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,12 @@ class Form:
     says: str = ""  # how it was made
     never: str = ""  # why it is measured and not shipped; "" where it may be
     network: str = ""  # which of the float networks it is made of
+
+    @property
+    def kind(self) -> str:
+        """What it is, as the card's sentence says it: "INT8", "INT8 after quantization-aware training"."""
+        made = {"": "", QAT: " after quantization-aware training"}.get(self.network, f" of the network '{self.network}'")
+        return f"{self.precision.upper()}{made}"
 
     def load(self, threads: int) -> OnnxModel:
         """The form in its runtime."""
@@ -214,28 +221,71 @@ def judge(one: Measured, reference: Measured, budgets: Budgets, *, judge_speed: 
     """
     drop = reference.val_accuracy - one.val_accuracy
     lost = f"{drop * 100:.2f} points of accuracy on val" if drop > 0 else "no accuracy on val"
-    # Of the same bits in another runtime nothing is gained but speed, so scatter must not decide.
-    least = max(budgets.min_speedup, _SCATTER if one.form.precision == "fp32" else 0)
-    speed = f"{least:g} x the speed of FP32 over batch sizes {_JUDGED[0]} and {_JUDGED[1]}"
+    speed = f"{_least_speedup(one, budgets):g} x the speed of FP32 over batch sizes {_JUDGED[0]} and {_JUDGED[1]}"
     if one.form.never:
         return Verdict(False, one.form.never)
-    if drop > budgets.max_accuracy_drop + 1e-9:
-        return Verdict(False, f"it loses {lost}, more than the {budgets.max_accuracy_drop * 100:g} allowed")
-    if one.class_drop > budgets.max_class_drop + 1e-9:
-        return Verdict(
-            False,
-            f"it loses {one.class_drop * 100:.1f} points of the recall of {one.most_dropped_class!r} on val, more than the "
-            f"{budgets.max_class_drop * 100:g} allowed of one class",
-        )
+    if too_much := _loses_too_much(one, reference, budgets):
+        return Verdict(False, too_much)
     if not judge_speed:
         return Verdict(
             True, f"it loses {lost} ({budgets.max_accuracy_drop * 100:g} points allowed); its speed is not measured"
         )
-    if one.speedup < least or one.least_speedup < 0.9 * least:
+    if _is_slow(one, budgets):
         return Verdict(False, f"it loses {lost}, but ran here at less than {speed}")
     return Verdict(
         True, f"it loses {lost} ({budgets.max_accuracy_drop * 100:g} points allowed) and ran here at {speed} or more"
     )
+
+
+def worth_training(choice: Choice, budgets: Budgets, *, judge_speed: bool = True) -> tuple[bool, str]:
+    """Whether training with INT8's rounding could give an INT8 form to ship where there is none, and why.
+
+    Training changes what a form answers and not how fast: it can help where no INT8 form is good enough, and one that loses
+    too much would be shipped if it did not.
+
+    >>> worth_training(choice, budgets)
+    (False, 'not needed: int8 as is keeps the budgets')
+    """
+    integers = [(one, verdict) for one, verdict in choice.forms if one.form.precision == "int8" and not one.form.never]
+    if not integers:
+        return False, "of no use: no INT8 form could be made that may be shipped"
+    for one, verdict in integers:
+        if verdict.passes:
+            return False, f"not needed: {one.form.name} keeps the budgets"
+    wrong = [
+        (one, verdict)
+        for one, verdict in integers
+        if _loses_too_much(one, choice.reference, budgets) and not (judge_speed and _is_slow(one, budgets))
+    ]
+    if not wrong:
+        return False, "of no use: no INT8 form is fast enough, and training makes none faster"
+    nearest, verdict = max(wrong, key=lambda item: item[0].val_accuracy)
+    return True, f"of {nearest.form.name}: {verdict.reason}"
+
+
+def _loses_too_much(one: Measured, reference: Measured, budgets: Budgets) -> str:
+    """The budget of accuracy that a form misses, as a sentence; "" where it keeps both."""
+    drop = reference.val_accuracy - one.val_accuracy
+    if drop > budgets.max_accuracy_drop + 1e-9:
+        return (
+            f"it loses {drop * 100:.2f} points of accuracy on val, more than the {budgets.max_accuracy_drop * 100:g} allowed"
+        )
+    if one.class_drop > budgets.max_class_drop + 1e-9:
+        return (
+            f"it loses {one.class_drop * 100:.1f} points of the recall of {one.most_dropped_class!r} on val, more than the "
+            f"{budgets.max_class_drop * 100:g} allowed of one class"
+        )
+    return ""
+
+
+def _least_speedup(one: Measured, budgets: Budgets) -> float:
+    # Of the same bits in another runtime nothing is gained but speed, so scatter must not decide.
+    return max(budgets.min_speedup, _SCATTER if one.form.precision == "fp32" else 0)
+
+
+def _is_slow(one: Measured, budgets: Budgets) -> bool:
+    least = _least_speedup(one, budgets)
+    return one.speedup < least or one.least_speedup < 0.9 * least
 
 
 def pick(judged: Sequence[tuple[Measured, Verdict]], *, judge_speed: bool = True) -> tuple[Measured, str]:
@@ -253,16 +303,16 @@ def pick(judged: Sequence[tuple[Measured, Verdict]], *, judge_speed: bool = True
             smallest = min(one.megabytes for one, _ in passing)
             passing = [(one, verdict) for one, verdict in passing if one.megabytes <= smallest * _SCATTER]
         one, verdict = min(passing, key=lambda item: (item[0].form.runtime != "onnxruntime", item[0].form.error))
-        return one, f"{one.form.precision.upper()} is shipped, for {_RUNTIMES[one.form.runtime]}: {verdict.reason}."
+        return one, f"{one.form.kind} is shipped, for {_RUNTIMES[one.form.runtime]}: {verdict.reason}."
     reference = judged[0][0]
     others = [(one, verdict) for one, verdict in judged[1:] if one.form.precision != "fp32" and not one.form.never]
     if not others:
         return reference, "FP32 is shipped: no other form could be made and run."
     nearest, verdict = max(others, key=lambda item: (item[0].val_accuracy, -item[0].class_drop, -item[0].form.error))
-    name = nearest.form.precision.upper()
     return (
         reference,
-        f"FP32 is shipped: of {len(others)} other forms none keeps the budgets; the nearest is {name}: {verdict.reason}.",
+        f"FP32 is shipped: of {len(others)} other forms none keeps the budgets; the nearest is {nearest.form.kind}: "
+        f"{verdict.reason}.",
     )
 
 

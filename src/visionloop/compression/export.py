@@ -105,6 +105,12 @@ def onnx_before(card: ModelCard, opset: int) -> bytes | None:
     return onnx_bytes(Calibrated(first, 1.0), card=about, opset=opset)
 
 
+def opset_of(data: bytes) -> int:
+    """The version of ONNX's own operators that a file of `onnx_bytes` is of."""
+    opsets = onnx.load_from_string(data).opset_import
+    return int(next(item.version for item in opsets if item.domain in ("", "ai.onnx")))
+
+
 def metadata(card: ModelCard, opset: int) -> dict[str, str]:
     """What the ONNX file says of itself, as text: enough to use it without the card."""
     return {

@@ -9,7 +9,7 @@ The integer kernels need VNNI (x86 since about 2019) or the dot product of ARM t
 uint8 x int8 saturate (`targets`). The accuracy measured here shows that for this machine, the golden answers for a serving
 machine.
 
-Does not cover: which recipe is best (`search`), what is shipped (`choice`), quantization-aware training.
+Does not cover: which recipe is best (`search`), what is shipped (`choice`), training with the rounding (`qat`).
 """
 
 from __future__ import annotations

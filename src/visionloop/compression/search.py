@@ -42,8 +42,11 @@ _CHAIN_GAIN = 1.05  # a sum in integers costs accuracy, so it must gain this muc
 class Network:
     """A float network to make forms of; of several, the first is what the others are compared with."""
 
-    name: str  # "" of the trained network itself, "pruned", "student"
+    name: str  # "" of the trained network itself, "qat", "pruned", "student"
     data: bytes  # ONNX, FP32
+    # The float network whose answers it learnt to give once it is rounded. Not rounded it gives others, so it is offered as
+    # integers only, and these are judged by that network's answers.
+    learnt_from: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +82,16 @@ class Space:
     seconds: float  # after these nothing new is begun
 
 
-def search(networks: Sequence[Network], images: Images, labels: npt.NDArray[np.int64], space: Space) -> Found:
+def search(
+    networks: Sequence[Network],
+    images: Images,
+    labels: npt.NDArray[np.int64],
+    space: Space,
+    found: Found | None = None,
+) -> Found:
     """Find forms of `networks`; `images` uint8 [N, H, W, 3] and `labels` [N] are of the training side.
+
+    With `found` of an earlier search it goes on from there, with time of its own; these networks come after those of it.
 
     >>> search([Network("", fp32)], images, labels, space).forms[0].name
     'fp32'
@@ -91,10 +102,10 @@ def search(networks: Sequence[Network], images: Images, labels: npt.NDArray[np.i
     began = time.monotonic()
     deadline = began + space.seconds
     calibration, probes = _divided(labels, space.calibration_images)
-    found = Found()
-    for at, network in enumerate(networks):
-        _One(network, images[calibration], images[probes], space, found).run(deadline, is_first=at == 0)
-    found.seconds = time.monotonic() - began
+    found = found or Found()
+    for network in networks:
+        _One(network, images[calibration], images[probes], space, found).run(deadline, is_first=not found.forms)
+    found.seconds += time.monotonic() - began
     found.timed_out = any(trial.reason == _NO_TIME for trial in found.trials)
     return found
 
@@ -108,17 +119,20 @@ class _One:
         self.probes = probes
         self.space = space
         self.found = found
-        self.expected: Floats = OnnxModel(network.data, threads=1).run_all(probes)[0]
+        self.expected: Floats = OnnxModel(network.learnt_from or network.data, threads=1).run_all(probes)[0]
         self.count = len(images)  # that set the ranges
 
     def run(self, deadline: float, *, is_first: bool) -> None:
         """Add forms, trials and, of the first network, the layers; after `deadline` (monotonic) nothing new is begun."""
         self.deadline = deadline
-        self._form("fp32", self.network.data, "as exported; the runtime optimises it when it loads it")
+        floats = self.network.learnt_from is None
+        if floats:
+            self._form("fp32", self.network.data, "as exported; the runtime optimises it when it loads it")
         try:
             graph = prepare(self.network.data)
-            self._optimised(graph)
-            if self.space.profile.half:
+            if floats:
+                self._optimised(graph)
+            if floats and self.space.profile.half:
                 self._form("fp16", half(graph), "weights and maps in 16 bits", precision="fp16")
             self._integers(Quantizer(graph, self.images), is_first=is_first)
         except ArtifactError as error:
