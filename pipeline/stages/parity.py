@@ -35,6 +35,7 @@ from visionloop.paths import (
     CARD,
     EXPORTED,
     IMAGES,
+    INTEGER,
     MODEL_ONNX,
     PARITY_PAGE,
     PARITY_REPORT,
@@ -47,6 +48,7 @@ from visionloop.preprocess import decode, resize
 from visionloop.runtime import Floats, load
 
 AS_COLLECTED = "as collected"
+_ROUNDED = ("shipped", agreement.TOLD)
 _WORDS = {"http": "HTTP", "grpc": "gRPC"}
 
 
@@ -64,7 +66,10 @@ def main() -> None:
     params, deploy, limits = load_section(ParityParams), load_section(DeployParams), load_section(ServeParams)
     exported, exported_card = load(EXPORTED)
     shipped, card = load(SHIPPED)
-    cards = ((EXPORTED, exported_card), (SHIPPED, card))
+    cards = [(EXPORTED, exported_card), (SHIPPED, card)]
+    integer = load(INTEGER) if card.precision != "int8" and (INTEGER / CARD).is_file() else None
+    if integer:
+        cards.append((INTEGER, integer[1]))
     graphs = [(folder / MODEL_ONNX, check_graph(one.read_file(folder, MODEL_ONNX), one, str(folder / MODEL_ONNX)))
               for folder, one in cards]  # fmt: skip
 
@@ -84,6 +89,8 @@ def main() -> None:
         "fp32": Form("ONNX FP32", *exported.run_all(tensors)),
         "offline": Form("the shipped form offline", *shipped.run_all(tensors)),
     }
+    if integer:
+        forms["int8"] = Form("INT8, which is not shipped", *integer[0].run_all(tensors))
     with tempfile.TemporaryDirectory(prefix="visionloop-trial-") as folder:
         asked = Questions(files, tensors, [file.data for file in refused])
         trial = serve(SHIPPED, asked, Path(folder), deploy=deploy, limits=limits)
@@ -117,7 +124,7 @@ def main() -> None:
         tiles=[
             (str(len(files)), "images"), (str(len(set(kinds))), "kinds of files"),
             (str(len(disagreeing)), "named differently"),
-            (f"{max(pair.distance.max_logit_distance for pair in pairs if pair.tolerance != 'shipped'):.0e}",
+            (f"{max(pair.distance.max_logit_distance for pair in pairs if pair.tolerance not in _ROUNDED):.0e}",
              "largest logit distance but for INT8"),
             (f"{trial.server_start_seconds:.1f} s", "to start the server"),
         ],
@@ -200,17 +207,19 @@ def _pairs(forms: dict[str, Form], trial: Trial, card: ModelCard, params: Parity
     def pair(name: str, key: str, one: Form, other: Form, answers: Sequence[int] | None = None) -> Pair:
         embeddings = None if one.embedding is None or other.embedding is None else (one.embedding, other.embedding)
         # INT8 moves the embedding as it moves the logits, which alone are judged.
-        embeddings = None if key == "shipped" else embeddings
-        tolerance = (key, getattr(params.tolerances, key))
+        embeddings = None if key in _ROUNDED else embeddings
+        tolerance = (key, getattr(params.tolerances, key, None))
         words = (one.name, other.name)
         return agreement.compare(
             name, words, one.logits, other.logits, tolerance=tolerance, embeddings=embeddings, answers=answers,
-            judged=collected if key == "shipped" else None,
+            judged=collected if key in _ROUNDED else None,
         )  # fmt: skip
 
     found = [pair("torch_onnx", "onnx", torch, fp32)]
     shipped = Form(f"the shipped {card.precision.upper()}", offline.logits, offline.embedding)
     found.append(pair("onnx_shipped", "shipped", fp32, shipped))
+    if "int8" in forms:
+        found.append(pair("onnx_int8", agreement.TOLD, fp32, forms["int8"]))
     said = Form(offline.name, agreement.log_probabilities(softmax(offline.logits).astype(np.float32)), None)
     place = {label: number for number, label in enumerate(card.labels)}
     for protocol in PROTOCOLS:

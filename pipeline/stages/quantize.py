@@ -34,6 +34,7 @@ from visionloop.paths import (
     EMBEDDING_PCA,
     EXPORTED,
     GOLDEN,
+    INTEGER,
     MODEL_ONNX,
     MODEL_TORCH,
     PACKED,
@@ -107,6 +108,7 @@ def main() -> None:
             "notes": (*card.notes, choice.reason),
         }
     ).with_files(SHIPPED, (MODEL_ONNX, EMBEDDING_PCA, GOLDEN, *((CLASS_MEANS,) if means else ()))).write(SHIPPED)
+    _write_integer(choice, card)
     machine = variants.machine()
     about = page.About(target.target, machine, warned, _over_first(choice, card))
     # Sentences in lists: `dvc metrics show` would make columns of them.
@@ -121,6 +123,19 @@ def main() -> None:
     for note in about.notes:
         print(note)
     print(f"{SHIPPED}: {choice.reason}")
+
+
+def _write_integer(choice: Choice, card: ModelCard) -> None:
+    """The best INT8 form and its card in models/integer, for the parity of all forms; or why there is none."""
+    one = choice.int8
+    for file in INTEGER.glob("*"):
+        file.unlink()
+    if one is None:
+        write_text(INTEGER / "none.txt", "No integer form could be made and run; reports/compression.html says why.\n")
+        return
+    write_bytes(INTEGER / MODEL_ONNX, one.form.data)
+    changes = {"precision": "int8", "runtime": one.form.runtime, "compute": one.form.compute}
+    card.model_copy(update=changes).with_files(INTEGER, (MODEL_ONNX,)).write(INTEGER)
 
 
 def _tell(choice: Choice, forms: Sequence[variants.Variant]) -> None:

@@ -55,6 +55,7 @@ EXPORTED = Path("models/exported")  # model.onnx (FP32), card.json, golden.npz
 EXPORT_REPORT = Path("reports/export.json")
 ROBUSTNESS_REPORT = Path("reports/robustness.json")  # what quantize asks before it goes on
 ROBUSTNESS = Path("reports/robustness")  # tables of corruptions, classes, curves, attacks, malformed bytes; pictures
+INTEGER = Path("models/integer")  # the best INT8 form and its card, shipped or not; without one, a text that says why
 SHIPPED = Path("models/shipped")  # model.onnx (INT8 or FP32, whichever earned it), embedding_pca.npz, card.json
 QUANTIZE_REPORT = Path("reports/quantize.json")
 VARIANTS = Path("reports/variants.csv")  # speed, size and memory of torch, FP32 and INT8 by batch size

@@ -94,8 +94,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_equal_forms_are_proved_and_published_once(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # An INT8 form that `quantize` has refused, as it should: it is told, and stops nothing.
+    write_bytes(paths.INTEGER / paths.MODEL_ONNX, with_a_flipped_scale())
+    refused = fresh("cnn")[1].model_copy(update={"precision": "int8"})
+    refused.with_files(paths.INTEGER, (paths.MODEL_ONNX,)).write(paths.INTEGER)
     parity.main()
     found = report()
+    told = found["pairs"].pop("onnx_int8")
+    assert told["max_logit_distance"] > 0.01 and told["agreement"] < 1
     assert (found["held_out_images"], found["odd_files"], found["refused_files"]) == (6, 60, 6)
     assert (found["passed"], found["over_budget"], found["same_pixels"]) == (1, [], 1.0)
     assert list(found["pairs"]) == ["torch_onnx", "onnx_shipped", "http_tensor", "http_bytes", "grpc_tensor", "grpc_bytes"]
@@ -108,7 +114,8 @@ def test_equal_forms_are_proved_and_published_once(project: Path, capsys: pytest
     assert set(found["served_decoder"][0]) == {"pillow", "libjpeg_turbo", "webp", "zlib"}
     assert 0 < found["http_p50_ms"] < 1000
     page = paths.PARITY_PAGE.read_text()
-    assert "JPEG, EXIF orientation 6" in page and "There is none." in page and "beyond" not in page
+    assert "JPEG, EXIF orientation 6" in page and "INT8, which is not shipped" in page and "beyond" not in page
+    assert found["disagreeing_images"] >= round((1 - told["agreement"]) * 6)  # its answers are among those that are shown
     assert "They read all 66 files to the same pixels." in capsys.readouterr().out
     assert not (project / "var").exists()  # the live store saw nothing of the trial
     assert not paths.MODEL_REPOSITORY.exists()

@@ -24,11 +24,13 @@ Floats = npt.NDArray[np.floating[Any]]
 TIE = 1e-4
 # Below it a probability in float32 has too few digits left for its logarithm to say anything.
 FLOOR = 1e-30
+TOLD = "told"  # the tolerance of a pair that no verdict depends on
 # Why the two forms of a pair may differ at all.
 REASONS = {
     "onnx": "Both compute in float32; sums run in another order, and the graph has folded what torch keeps apart.",
-    "shipped": "INT8 rounds on purpose, in ranges set on images as collected, which alone count; FP32 is the same file.",
-    "tensor": "The same file in the same ONNX Runtime; another batch size may sum in another order.",
+    "shipped": "INT8 rounds on purpose, in ranges set on images as collected, which alone count; FP32 is the same graph.",
+    TOLD: "It is not shipped, so nothing depends on it: reports/compression.html says why.",
+    "tensor": "The same file in the same runtime; another batch size may sum in another order.",
     "bytes": "As by tensor, with another Pillow's decoding before it and float32 probabilities after it.",
 }
 
@@ -51,7 +53,7 @@ class Pair:
     name: str  # "torch_onnx", as in the report
     reference: str  # in words
     form: str
-    tolerance: str  # its key in parity.tolerances, and in REASONS
+    tolerance: str  # its key in parity.tolerances, and in REASONS; or TOLD
     distance: Distance
     by_image: Floats  # [N], largest logit distance of each image
     disagreeing: tuple[int, ...]  # positions of images with another first class, those of ties too
@@ -64,7 +66,7 @@ def compare(
     expected: Floats,
     got: Floats,
     *,
-    tolerance: tuple[str, Tolerance],
+    tolerance: tuple[str, Tolerance | None],
     embeddings: tuple[Floats, Floats] | None = None,
     answers: Sequence[int] | None = None,
     judged: int | None = None,
@@ -72,7 +74,7 @@ def compare(
     """Compare logits [N, K] of a reference and a form, N at least 1.
 
     `answers` [N] are the classes that the form names, where it says more than logits; only the first `judged` images count
-    in the distance, all unless named. NaN is beyond every limit.
+    in the distance, all unless named. NaN is beyond every limit; without limits the pair is told and not judged.
 
     >>> compare("torch_onnx", ("torch", "ONNX FP32"), logits, others, tolerance=("onnx", params.tolerances.onnx)).over
     ()
@@ -96,7 +98,7 @@ def compare(
         max_embedding_distance=embedding,
     )
     key, limits = tolerance
-    over = tuple(_over(distance, limits, f"{forms[0]} and {forms[1]}", f"parity.tolerances.{key}"))
+    over = tuple(_over(distance, limits, f"{forms[0]} and {forms[1]}", f"parity.tolerances.{key}")) if limits else ()
     return Pair(name, *forms, key, distance, by_image, tuple(int(index) for index in others), over)
 
 

@@ -102,11 +102,12 @@ details { margin: .8rem 0; } summary { cursor: pointer; color: var(--accent); }
 {% endblock %}
 {% macro tiny(value) %}{{ "0" if value == 0 else "%.1e"|format(value) }}{% endmacro %}
 {% macro number(value, limit, least=False) %}
+{% if limit is undefined %}<td>{{ "%.2f %%"|format(100 * value) if least else tiny(value) }}</td>{% else %}
 {% set beyond = value < limit if least else not value <= limit %}
 <td{% if beyond %} class="bad"{% endif %}>{{ "%.2f %%"|format(100 * value) if least else tiny(value) }}
 <span class="limit">
 {%- if least %}at least {{ "%g %%"|format(100 * limit) }}{% else %}at most {{ "%g"|format(limit) }}{% endif %}</span></td>
-{% endmacro %}
+{% endif %}{% endmacro %}
 {% block body %}
 <h1>{{ contract.title }}</h1>
 <p class="lead">{{ contract.sentences|join(" ") }}</p>
@@ -125,14 +126,15 @@ logarithms of the probabilities. Limits stand in <code>parity.tolerances</code> 
 <th scope="col" class="reason">why they may differ</th></tr></thead>
 <tbody>
 {% for pair in contract.pairs %}
-{% set limit = limits[pair.tolerance] %}
+{% set limit = limits.get(pair.tolerance) %}
 <tr><th scope="row">{{ pair.reference }} and {{ pair.form }}</th>
 {{ number(pair.distance.agreement, limit.min_agreement, True) }}
 {{ number(pair.distance.max_logit_distance, limit.max_logit_distance) }}
 {{ number(pair.distance.mean_logit_distance, limit.mean_logit_distance) }}
 {% if pair.distance.max_embedding_distance is none %}<td></td>
 {% else %}{{ number(pair.distance.max_embedding_distance, limit.max_logit_distance) }}{% endif %}
-<td class="{{ "bad" if pair.over else "good" }}">{{ "beyond" if pair.over else "within" }}</td>
+<td class="{{ "bad" if pair.over else "good" }}">
+{{- "told" if limit is none else "beyond" if pair.over else "within" }}</td>
 <td class="reason">{{ reasons[pair.tolerance] }}</td></tr>
 {% endfor %}
 </tbody></table></div>

@@ -9,7 +9,7 @@ import pytest
 
 from tests.browser import chromium, needs_chromium
 from visionloop.config import Tolerance, Tolerances, load_params
-from visionloop.evaluation.agreement import compare, flat, log_probabilities, other_decoder
+from visionloop.evaluation.agreement import TOLD, compare, flat, log_probabilities, other_decoder
 from visionloop.evaluation.agreement_page import Contract, Kind, Refusal, Shown, render
 from visionloop.features import softmax
 
@@ -55,6 +55,11 @@ def test_only_the_judged_images_count_and_all_are_shown() -> None:
     assert (list(pair.by_image[1:]), pair.disagreeing) == ([5, 5], (1, 2))
 
 
+def test_without_limits_a_pair_is_told_and_not_judged() -> None:
+    pair = compare("a_b", ("A", "B"), LOGITS, LOGITS + 9 * np.eye(3)[[1, 2, 0]], tolerance=(TOLD, None))
+    assert pair.distance.max_logit_distance == 9 and pair.disagreeing and pair.over == ()
+
+
 @pytest.mark.parametrize("place", [0, 2])
 def test_nan_is_beyond_every_tolerance(place: int) -> None:
     other = LOGITS.copy()
@@ -91,7 +96,11 @@ def contract() -> Contract:
         sentences=["Not all is within."],
         over=pair.over,
         tiles=[("3", "images")],
-        pairs=[pair, compare("b_c", ("B", "C"), LOGITS, LOGITS, tolerance=("onnx", TIGHT))],
+        pairs=[
+            pair,
+            compare("b_c", ("B", "C"), LOGITS, LOGITS, tolerance=("onnx", TIGHT)),
+            compare("c_d", ("C", "D"), LOGITS, other, tolerance=(TOLD, None)),
+        ],
         by_kind=[pair],
         kinds=[Kind("JPEG, EXIF orientation 6", 2, 1, (0.36,))],
         refusals=[Refusal("TIFF", "The bytes are TIFF.", "The bytes are TIFF.", True), Refusal("GIF", "no", "", False)],
@@ -107,7 +116,7 @@ def test_the_page_says_what_is_beyond_and_by_which_limit() -> None:
     tolerances = load_params(ROOT / "params.yaml").parity.tolerances
     page = render(contract(), tolerances)
     assert "<script" not in page
-    assert page.count("beyond</td>") == 1 and page.count("within</td>") == 1
+    assert page.count("beyond</td>") == 1 and page.count("within</td>") == 1 and page.count("told</td>") == 1
     assert '<td class="bad">66.67 %' in page and "at least 100 %" in page
     assert '<td class="bad">1.2e+00' in page and "at most 0.001" in page
     assert "same sentence" in page and "answered</td>" in page
