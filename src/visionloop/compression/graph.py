@@ -34,6 +34,8 @@ def prepare(data: bytes) -> onnx.ModelProto:
     becomes a depthwise 1x1 convolution, which is the same in float and can be an integer one, where a batch norm would
     send the map through float at every block.
     """
+    # Sessions that its quantizer opens have the default severity, and remark on each initializer that they fold away.
+    onnxruntime.set_default_logger_severity(_QUIET)
     source = onnx.load_from_string(data)
     with tempfile.TemporaryDirectory(prefix="visionloop-graph-") as folder:
         prepared = Path(folder) / "prepared.onnx"
