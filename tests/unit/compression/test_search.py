@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.onnx_models import TEST, TRAIN, VAL, digits
-from tests.torch_models import fresh_onnx
+from tests.torch_models import OPSET, fresh, fresh_onnx
 from visionloop.compression.choice import Budgets, Choice, HeldOut, choose
+from visionloop.compression.export import onnx_bytes
 from visionloop.compression.page import COLUMNS, About, as_csv, as_json, as_page
 from visionloop.compression.search import Found, Network, Space, search
 from visionloop.compression.targets import Target, processor, profile, warnings
@@ -60,6 +63,26 @@ def test_a_search_without_time_has_the_forms_that_are_needed_and_says_what_was_l
     assert short.timed_out and short.layers == []
     left = {trial.name for trial in short.trials if trial.reason == "no time was left; raise quantize.search_seconds"}
     assert {"only products in integers", "SmoothQuant", "dynamic ranges"} <= left
+
+
+def test_a_network_that_learnt_to_be_rounded_gives_integers_only_and_is_judged_by_what_it_learnt_from() -> None:
+    model, card = fresh("cnn")
+    other = copy.deepcopy(model)
+    with torch.no_grad():  # the opposite answers: by its own it would be nearly right, by the first network's it is not
+        other.network.head.weight.neg_()
+        other.network.head.bias.neg_()
+    space = Space(profile("cpu"), ("onnxruntime",), "uint8", 64, 0)
+    first = search([Network("", fresh_onnx("cnn"))], IMAGES, LABELS, space)
+    names, layers, seconds = [form.name for form in first.forms], list(first.layers), first.seconds
+    learnt = Network("qat", onnx_bytes(other, card=card, opset=OPSET), learnt_from=fresh_onnx("cnn"))
+    both = search([learnt], IMAGES, LABELS, space, first)
+    assert both is first and both.layers == layers and both.seconds > seconds
+    assert [form.name for form in both.forms[: len(names)]] == names
+    trained = both.forms[len(names) :]
+    assert {form.precision for form in trained} == {"int8"} and {form.network for form in trained} == {"qat"}
+    assert trained[0].name == "qat int8 as is"
+    assert min(form.error for form in trained) > 1.5 > 0.5 > max(form.error for form in both.forms[: len(names)])
+    assert {trial.network for trial in both.trials} == {"", "qat"}
 
 
 def test_a_gpu_gets_half_precision_and_no_openvino() -> None:
