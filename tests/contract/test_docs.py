@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ TROUBLE = (ROOT / "docs" / "troubleshooting.md").read_text()
 SECTIONS = re.findall(r"^### (`+ ?)(.+?)( ?`+)$", TROUBLE, re.M)
 
 
+@functools.cache
 def source_texts() -> list[str]:
     """Every string of the source, with "…" where a value is put in."""
     found = [(ROOT / "Makefile").read_text()]

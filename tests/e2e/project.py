@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,12 +38,14 @@ class Project:
 
     root: Path
 
-    def run(self, *command: str, timeout: float = 300, code: int | None = 0) -> subprocess.CompletedProcess[str]:
-        """Run a command in the copy; `code` is the exit code to insist on, None for any."""
+    def run(
+        self, *command: str, timeout: float = 300, code: int | None = 0, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in the copy; `code` is the exit code to insist on, None for any; `env` adds to its environment."""
         done = subprocess.run(
             command,
             cwd=self.root,
-            env=environment(PYTHONPATH=f"{self.root / 'src'}{os.pathsep}{self.root}"),
+            env=environment(PYTHONPATH=f"{self.root / 'src'}{os.pathsep}{self.root}") | dict(env or {}),
             capture_output=True,
             text=True,
             timeout=timeout,

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from tests.e2e.conftest import Once
 from visionloop.preprocess import encode_png
 
 ROOT = Path(__file__).parents[2]
@@ -105,9 +106,14 @@ def write_feedback(path: Path, data: list[bytes], labels: list[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def answers(once: Once) -> dict[str, Any]:
     """What the gate says of the first model, of one from poisoned feedback, and of one from the same with right labels."""
-    root = tmp_path_factory.mktemp("gate")
+    found: dict[str, Any] = json.loads((once("gate", walk) / "answers.json").read_text())
+    return found
+
+
+def walk(root: Path) -> None:
+    """Walk the stages up to the gate in the folder `root`, once for each kind of feedback."""
     for index, (data, label) in enumerate(zip(*images(500, 0), strict=True)):
         (root / "data/raw" / label).mkdir(parents=True, exist_ok=True)
         (root / "data/raw" / label / f"{index}.png").write_bytes(data)
@@ -140,8 +146,6 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    found: dict[str, Any] = json.loads((root / "answers.json").read_text())
-    return found
 
 
 def rules(answer: dict[str, Any]) -> dict[str, bool | None]:

@@ -15,11 +15,8 @@ def test_the_main_job_sums_up_and_a_second_one_changes_nothing(own_road: Project
     summary = json.loads((own_road.root / "var/run-summary.json").read_text())
     titles = [table["title"] for table in summary["tables"]]
     assert titles[0].startswith("CNN against ViT, ")
-    assert titles[1:4] == [
-        "FP32 against INT8, ONNX Runtime with one thread",
-        "Triton endpoint",
-        "What the endpoint answers",
-    ]
+    assert titles[1].startswith("FP32 ")  # against INT8, in the runtime that was faster on this machine
+    assert titles[2:4] == ["Triton endpoint", "What the endpoint answers"]
     answers = summary["tables"][3]["rows"]
     assert [row[0] for row in answers] == ["http"] * 3 + ["grpc"] * 3
     assert [row[1:] for row in answers[:3]] == [row[1:] for row in answers[3:]]  # both protocols, one answer

@@ -71,12 +71,13 @@ def compression(files: RunFiles) -> list[Block]:
         sizes: dict[str, list[str]] = {}
         for row in rows:
             name = row["form"]
+            is_shipped = row["shipped"] == "1"
+            prefix = "" if is_shipped and f"{name}_val_accuracy" not in report else f"{'fp32' if name == 'torch' else name}_"
             sizes[name] = [
                 FORMS.get(name, name), f"{float(row['megabytes']):,.2f}",
                 *(f"{float(row[size]):,.1f}" for size in ("memory_mb", "process_mb")),
-                *(figure("accuracy", report.get(f"{name if name != 'torch' else 'fp32'}_{side}_accuracy"))
-                  for side in ("val", "test")),
-                "shipped" if row["shipped"] == "1" else "",
+                *(figure("accuracy", report.get(f"{prefix}{side}_accuracy")) for side in ("val", "test")),
+                "shipped" if is_shipped else "",
             ]  # fmt: skip
         note = (
             "Memory: how much a fresh process grows at its peak while it loads the form and answers batches of 32; beside "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -11,11 +12,14 @@ import pytest
 import yaml
 
 from tests.browser import chromium, needs_chromium
-from tests.unit.report.runs import EVIL, LONG, OWNER, PICTURES, origin, write_run
+from tests.unit.report.runs import EVIL, FORMS, LONG, OWNER, PICTURES, origin, write_run
+from visionloop.files import write_json
 from visionloop.paths import REPORT_PAGE
+from visionloop.report.blocks import Table
 from visionloop.report.files import RunFiles
 from visionloop.report.model_card import markdown
 from visionloop.report.page import render
+from visionloop.report.release_sections import compression
 from visionloop.report.story import tell
 
 
@@ -107,6 +111,17 @@ def test_long_tables_are_folded(whole: Path) -> None:
     (whole / "reports/robustness").mkdir(exist_ok=True)
     (whole / "reports/robustness/malformed.csv").write_text(f"kind,outcome\n{rows}")
     assert "<summary>Malformed bytes and extreme images, 30 rows</summary>" in page_of(whole)
+
+
+def test_a_form_beside_fp32_and_int8_has_the_accuracy_of_what_is_shipped(whole: Path) -> None:
+    (whole / "reports/variants.csv").write_text(FORMS.replace("int8,1,", '"fp32, openvino",1,'))
+    report = json.loads((whole / "reports/quantize.json").read_text())
+    write_json(whole / "reports/quantize.json", {**report, "shipped": "fp32", "val_accuracy": 0.955})
+    tables = {block.title: block for block in compression(RunFiles(whole)) if isinstance(block, Table)}
+    torch, other = tables["Size, memory and accuracy"].rows
+    assert [cell.strip(" %") for cell in torch[-3:]] == ["95.00", "94.00", ""]
+    assert other[0] == "fp32, openvino"
+    assert [cell.strip(" %") for cell in other[-3:]] == ["95.50", "93.00", "shipped"]
 
 
 def locked(path: Path, root: Path) -> dict[str, str]:
