@@ -93,9 +93,10 @@ def badly_ranged() -> tuple[Classifier, ModelCard]:
     model = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for block in model.network.stages:
-            factors = torch.exp((2 * torch.rand(len(block.norm2.weight), generator=generator) - 1) * math.log(16))
-            block.norm2.weight.mul_(factors)
-            block.norm2.bias.mul_(factors)
-            block.conv2.weight.div_(factors[None, :, None, None])
+        for block in model.network.get_submodule("stages").children():
+            scale, shift = block.get_parameter("norm2.weight"), block.get_parameter("norm2.bias")
+            factors = torch.exp((2 * torch.rand(len(scale), generator=generator) - 1) * math.log(16))
+            scale.mul_(factors)
+            shift.mul_(factors)
+            block.get_parameter("conv2.weight").div_(factors[None, :, None, None])
     return model, card

@@ -39,7 +39,8 @@ def tuned(
 def test_weights_are_rounded_by_output_channel_and_their_gradient_passes() -> None:
     weight = torch.tensor([[2.0, -1.1, 0.9], [0.02, 0.004, 0.016], [0.0, 0.0, 0.0]], requires_grad=True)
     found = rounded_weight(weight, 2)
-    np.testing.assert_allclose(found.detach().numpy(), [[2, -1, 1], [0.02, 0, 0.02], [0, 0, 0]], atol=1e-7)
+    expected = np.array([[2, -1, 1], [0.02, 0, 0.02], [0, 0, 0]], np.float32)
+    np.testing.assert_allclose(found.detach().numpy(), expected, atol=1e-7)
     found.sum().backward()  # type: ignore[no-untyped-call]
     assert weight.grad is not None and torch.equal(weight.grad, torch.ones(3, 3))
 
