@@ -82,7 +82,7 @@ def test_a_network_that_learnt_to_be_rounded_gives_integers_only_and_is_judged_b
     assert {form.precision for form in trained} == {"int8"} and {form.network for form in trained} == {"qat"}
     assert trained[0].name == "qat int8 as is"
     assert min(form.error for form in trained) > 1.5
-    assert max(form.error for form in both.forms[: len(names)]) < 0.5
+    assert max(form.error for form in both.forms[: len(names)]) < 1
     assert {trial.network for trial in both.trials} == {"", "qat"}
 
 
