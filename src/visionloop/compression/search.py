@@ -42,7 +42,7 @@ _CHAIN_GAIN = 1.05  # a sum in integers costs accuracy, so it must gain this muc
 class Network:
     """A float network to make forms of; of several, the first is what the others are compared with."""
 
-    name: str  # "" of the trained network itself, "qat", "pruned", "student"
+    name: str  # "" of the trained network itself, "qat" of one that learnt to be rounded
     data: bytes  # ONNX, FP32
     # The float network whose answers it learnt to give once it is rounded. Not rounded it gives others, so it is offered as
     # integers only, and these are judged by that network's answers.
