@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
+from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from visionloop.card import INPUT_NAME
@@ -48,8 +49,12 @@ def prepare(data: bytes) -> onnx.ModelProto:
 
 
 def finish(proto: onnx.ModelProto) -> bytes:
-    """Drop initializers and opsets that nothing uses, and give the bytes; equal graphs give equal bytes."""
+    """Drop initializers and opsets that nothing uses, order the nodes, and give the bytes; equal graphs give equal bytes.
+
+    ONNX wants every node behind those that it reads from, which quantizers leave to whoever saves the file.
+    """
     graph = proto.graph
+    ONNXModel(proto).topological_sort()
     read = {name for node in graph.node for name in node.input} | {item.name for item in graph.output}
     kept = [item for item in graph.initializer if item.name in read]
     del graph.initializer[:]

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from tests.onnx_models import TEST, TRAIN, VAL, digits
-from tests.torch_models import OPSET, fresh, fresh_onnx
+from tests.torch_models import OPSET, Family, fresh, fresh_onnx
 from visionloop.compression.choice import Budgets, Choice, HeldOut, choose
+from visionloop.compression.contract import check_graph
 from visionloop.compression.export import onnx_bytes
 from visionloop.compression.page import COLUMNS, About, as_csv, as_json, as_page
 from visionloop.compression.search import Found, Network, Space, search
@@ -63,6 +64,18 @@ def test_a_search_without_time_has_the_forms_that_are_needed_and_says_what_was_l
     assert short.timed_out and short.layers == []
     left = {trial.name for trial in short.trials if trial.reason == "no time was left; raise quantize.search_seconds"}
     assert {"only products in integers", "SmoothQuant", "dynamic ranges"} <= left
+
+
+@pytest.mark.parametrize("family", ["cnn", "vit"])
+def test_every_form_keeps_to_the_rules_of_an_onnx_file(family: Family) -> None:
+    """Shape inference and order of the nodes too: a form that parity would refuse must not be shipped before it."""
+    card = fresh(family)[1]
+    found = search(
+        [Network("", fresh_onnx(family))], IMAGES, LABELS, Space(profile("cpu"), ("onnxruntime",), "uint8", 64, 60)
+    )
+    assert len(found.forms) >= 3
+    for form in found.forms:
+        assert check_graph(form.data, card, form.name).nodes > 10
 
 
 def test_a_network_that_learnt_to_be_rounded_gives_integers_only_and_is_judged_by_what_it_learnt_from() -> None:
