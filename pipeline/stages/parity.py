@@ -48,7 +48,7 @@ from visionloop.preprocess import decode, resize
 from visionloop.runtime import Floats, load
 
 AS_COLLECTED = "as collected"
-_ROUNDED = ("shipped", agreement.TOLD)
+_ROUNDED = ("shipped", agreement.LEARNT, agreement.TOLD)
 _WORDS = {"http": "HTTP", "grpc": "gRPC"}
 
 
@@ -109,7 +109,7 @@ def main() -> None:
     else:
         said = f"{said or 'Both have the same libraries.'} They read all {len(files)} files to the same pixels."
 
-    by_kind = [pair for pair in pairs if pair.tolerance in ("shipped", "bytes")]
+    by_kind = [pair for pair in pairs if pair.tolerance in ("shipped", agreement.LEARNT, "bytes")]
     disagreeing = sorted({index for pair in pairs for index in pair.disagreeing})
     verdict = f"{len(pairs)} pairs of forms on {len(files)} images are"
     contract = Contract(
@@ -217,7 +217,7 @@ def _pairs(forms: dict[str, Form], trial: Trial, card: ModelCard, params: Parity
 
     found = [pair("torch_onnx", "onnx", torch, fp32)]
     shipped = Form(f"the shipped {card.precision.upper()}", offline.logits, offline.embedding)
-    found.append(pair("onnx_shipped", "shipped", fp32, shipped))
+    found.append(pair("onnx_shipped", agreement.LEARNT if card.quantization_aware else "shipped", fp32, shipped))
     if "int8" in forms:
         found.append(pair("onnx_int8", agreement.TOLD, fp32, forms["int8"]))
     said = Form(offline.name, agreement.log_probabilities(softmax(offline.logits).astype(np.float32)), None)

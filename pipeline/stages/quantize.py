@@ -104,6 +104,7 @@ def main() -> None:
             "precision": chosen.precision,
             "runtime": chosen.runtime,
             "compute": chosen.compute,
+            "quantization_aware": chosen.network == QAT,
             "metrics": {**card.metrics, **lasting, **shipped},
             "notes": (*card.notes, choice.reason),
         }

@@ -96,6 +96,7 @@ class ModelCard(BaseModel):
     architecture_options: dict[str, Any] = Field(default_factory=dict)
     calibration: Calibration | None = None
     smaller: Smaller | None = None
+    quantization_aware: bool = False  # INT8 of a network that was trained on with the rounding: another one than FP32's
 
     @field_validator("preprocess_rules")
     @classmethod

@@ -148,7 +148,7 @@ def test_the_stages_ship_the_trained_model_and_repeat_themselves(tmp_path: Path,
     shipped, card = load(SHIPPED)
     card.verify(SHIPPED)
     assert sorted(card.files) == ["embedding_pca.npz", "golden.npz", "model.onnx"]
-    assert card.precision == "int8"
+    assert card.precision == "int8" and not card.quantization_aware
     assert card.notes[-1].startswith("INT8 is shipped, for ONNX Runtime: it loses ")
     assert card.runtime == shipped.runtime == "onnxruntime"
     prove_parity(shipped, Golden.from_bytes(card.read_file(SHIPPED, GOLDEN)), tolerance=1e-4, name="the shipped model")
@@ -211,6 +211,7 @@ def test_where_int8_loses_too_much_the_network_is_trained_for_it(tmp_path: Path,
 
     shipped, card = load(SHIPPED)
     assert (card.precision, card.runtime) == ("int8", "onnxruntime")
+    assert card.quantization_aware
     assert card.notes[-1].startswith(
         "INT8 after quantization-aware training is shipped, for ONNX Runtime: it loses no accuracy"
     )

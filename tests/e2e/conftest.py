@@ -26,8 +26,11 @@ QUICK = {
     r"^  calibration_images: .*$": "  calibration_images: 64",
     r"^  search_seconds: .*$": "  search_seconds: 1",
     r"^  measure_seconds: .*$": "  measure_seconds: 0.1",
+    r"^  qat_epochs: .*$": "  qat_epochs: 0",
     r"^  images: 64 .*$": "  images: 12",  # of parity
     r"^  odd_pictures: .*$": "  odd_pictures: 1",
+    r"^      min_agreement: 0.95 .*$": "      min_agreement: 0.5",  # of INT8, on twelve images and after two epochs
+    r"^      mean_logit_distance: 0.5 .*$": "      mean_logit_distance: 2",
 }
 
 

@@ -33,6 +33,8 @@ _HELPS = 0.97  # of the error before; less is scatter of the images that happene
 _SAME_RANGES = 1.05  # of the least error: fewer calibration images that come so near are enough
 _FLOAT_SUMS = 1e-4  # what float sums in another order may move
 _OTHER_METHODS: tuple[Calibration, ...] = ("entropy", "percentile")  # beside the largest and least value
+_DYNAMIC = "int8 dynamic"
+_OTHERS_COUNT = "its ranges are those of a whole batch, so an answer depends on the images that a server puts beside it"
 _NO_TIME = "no time was left; raise quantize.search_seconds"
 Change = Callable[[onnx.ModelProto], tuple[onnx.ModelProto, int]]  # a changed copy, and at how many places
 _CHAIN_GAIN = 1.05  # a sum in integers costs accuracy, so it must gain this much speed
@@ -279,7 +281,7 @@ class _One:
             self._trial("dynamic ranges", None, taken=False, reason=str(problem))
             return
         error = self._error(data)
-        self._form("int8 dynamic", data, "MatMul and Gemm, ranges set at each call", precision="int8", error=error)
+        self._form(_DYNAMIC, data, "MatMul and Gemm, ranges set at each call", precision="int8", error=error)
         self._trial("dynamic ranges", error, taken=True, reason="a form of its own")
 
     def _openvino(self) -> None:
@@ -327,7 +329,7 @@ class _One:
     def _form(self, name: str, data: bytes, says: str, *, precision: Precision = "fp32", error: float = 0.0) -> None:
         if any(data == form.data for form in self.found.forms):
             return  # nothing that was tried was better
-        never = ""
+        never = _OTHERS_COUNT if name == _DYNAMIC else ""
         if precision == "int8" and self.space.activations == "int8" and self.space.profile.activations == "uint8":
             never = "signed activations are known to be slow on x86 and are not shipped"
         full = f"{self.network.name} {name}".strip()

@@ -24,11 +24,14 @@ Floats = npt.NDArray[np.floating[Any]]
 TIE = 1e-4
 # Below it a probability in float32 has too few digits left for its logarithm to say anything.
 FLOOR = 1e-30
-TOLD = "told"  # the tolerance of a pair that no verdict depends on
+# In place of a tolerance, of pairs that no verdict depends on: INT8 that is not shipped, and INT8 that is another network.
+TOLD = "told"
+LEARNT = "learnt"
 # Why the two forms of a pair may differ at all.
 REASONS = {
     "onnx": "Both compute in float32; sums run in another order, and the graph has folded what torch keeps apart.",
     "shipped": "INT8 rounds on purpose, in ranges set on images as collected, which alone count; FP32 is the same graph.",
+    LEARNT: "It learnt to be rounded, so it is another network; `quantize` has judged its accuracy and each class on val.",
     TOLD: "It is not shipped, so nothing depends on it: reports/compression.html says why.",
     "tensor": "The same file in the same runtime; another batch size may sum in another order.",
     "bytes": "As by tensor, with another Pillow's decoding before it and float32 probabilities after it.",
@@ -53,7 +56,7 @@ class Pair:
     name: str  # "torch_onnx", as in the report
     reference: str  # in words
     form: str
-    tolerance: str  # its key in parity.tolerances, and in REASONS; or TOLD
+    tolerance: str  # its key in parity.tolerances, and in REASONS; or TOLD or LEARNT
     distance: Distance
     by_image: Floats  # [N], largest logit distance of each image
     disagreeing: tuple[int, ...]  # positions of images with another first class, those of ties too

@@ -197,3 +197,19 @@ def test_making_int8_says_nothing_of_its_own(capfd: pytest.CaptureFixture[str]) 
     quantizer.static(Recipe(chained(quantizer.graph.graph), calibration="entropy"))
     quantizer.dynamic()
     assert capfd.readouterr() == ("", "")
+
+
+def test_with_dynamic_ranges_an_answer_depends_on_its_neighbours_and_with_static_ones_it_does_not() -> None:
+    """A black and a white image beside it widen the range that its batch is rounded in."""
+    quantizer = Quantizer(prepare(fresh_onnx("vit")), CALIBRATION)
+    image = DATA.images[TEST][:1]
+    crowd = np.concatenate([image, np.zeros_like(image), np.full_like(image, 255)])
+    moved = {}
+    for name, data in (
+        ("dynamic", quantizer.dynamic()),
+        ("static", quantizer.static(Recipe(products(quantizer.graph.graph), seven_bits=True))),
+    ):
+        model = OnnxModel(data, threads=1)
+        moved[name] = float(np.abs(model.run(image)[0] - model.run(crowd)[0][:1]).max())
+    assert moved["static"] < 1e-5
+    assert moved["dynamic"] > 1e-3

@@ -54,6 +54,8 @@ def test_every_kind_of_change_is_tried_and_the_forms_run_in_both_runtimes(whole:
     assert list(forms)[:3] == ["fp32", "int8 as is", "int8"]
     assert forms["fp32, openvino"] == forms["int8, openvino"] == "openvino"
     assert not whole.timed_out and len(whole.layers) > 5
+    never = {form.name: form.never for form in whole.forms if form.never}
+    assert list(never) == ["int8 dynamic"] and "depends on the images" in never["int8 dynamic"]
     # What is kept never has a larger error than what the search began with.
     assert next(form.error for form in whole.forms if form.name == "int8") <= whole.trials[1].error  # type: ignore[operator]
 
