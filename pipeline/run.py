@@ -29,6 +29,7 @@ from visionloop.errors import MonitoringError, PipelineError
 from visionloop.files import sha256_file, write_json
 from visionloop.paths import (
     CLEANING_PAGE,
+    COMPRESSION_PAGE,
     CONTACT_SHEET,
     DVC_LOCK,
     EVALUATE_REPORTS,
@@ -86,6 +87,7 @@ def run() -> None:
         pages=(
             f"{REPORT_PAGE}: the whole run; {MODEL_CARD}: the model card",
             str(CLEANING_PAGE),
+            f"{COMPRESSION_PAGE}: every form of the model, what it gains and loses, and why one is shipped",
             f"{PARITY_PAGE}: the same images through every form of the model",
             f"{CONTACT_SHEET} and {OPERATIONS_SHEET}",
             f"{EVALUATE_REPORTS}/cnn/ and {EVALUATE_REPORTS}/vit/: confusion.png, explanation.png, mistakes.png",
