@@ -1,4 +1,4 @@
-"""Stage `quantize`: searches forms of the selected model, measures them on this machine, ships the one that earned it."""
+"""Stage `quantize`: INT8 against FP32 on this machine; ships the one that earned it, and tells what each form costs."""
 
 from __future__ import annotations
 

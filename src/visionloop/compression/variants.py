@@ -1,6 +1,6 @@
-"""Torch, ONNX FP32 and ONNX INT8 of the selected model side by side, by speed, size and memory.
+"""Every form of the selected model side by side: torch, ONNX FP32 and ONNX INT8, by speed, size and memory.
 
-Does not cover: all other forms, accuracy and the choice (`visionloop.compression.choice`), and GPUs.
+Does not cover: accuracy and the choice between them (`visionloop.compression.quantize`), and GPUs.
 """
 
 from __future__ import annotations
