@@ -122,7 +122,8 @@ def one(case: Case, data: Data, arguments: argparse.Namespace, *, is_trained: bo
         speeds = measure_speed(models, val, arguments.seconds, (1, 32))
     base = speeds["fp32"]
     rows: dict[str, Any] = {}
-    for name, (single, full) in speeds.items():
+    of_fp32 = run_all(models["fp32"], test)
+    for name, (single, full) in track(speeds.items(), "judge"):
         answers = run_all(models[name], test)
         rows[name] = {
             "speedup_batch_1": round(base[0].p50_ms / single.p50_ms, 3),
@@ -130,8 +131,8 @@ def one(case: Case, data: Data, arguments: argparse.Namespace, *, is_trained: bo
             "images_per_second_batch_32": round(full.images_per_second, 1),
             "megabytes": round(sizes.get(name, 0.0), 3) or None,
             "training_error": errors.get(name),
-            "error": round(logit_error(run_all(models["fp32"], test), answers), 4),
-            "agreement": float((answers.argmax(1) == run_all(models["fp32"], test).argmax(1)).mean()),
+            "error": round(logit_error(of_fp32, answers), 4),
+            "agreement": float((answers.argmax(1) == of_fp32.argmax(1)).mean()),
             "accuracy": float((answers.argmax(1) == data.test_labels).mean()) if is_trained else None,
         }
     rows["search"] = {

@@ -128,6 +128,7 @@ class TritonServer:
         self._lock: IO[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._ports: Ports | None = None
+        self._claims: list[socket.socket] = []
         self._prefix = ""
         self.start_seconds = 0.0
 
@@ -207,6 +208,7 @@ class TritonServer:
             self._prefix = ""
             self._empty_spool()
         self._ports = None
+        self._release_ports()
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -277,9 +279,7 @@ class TritonServer:
         if self._log.exists() and self._log.stat().st_size > MAX_LOG_BYTES:
             self._log.replace(self._log.with_suffix(".old.log"))
         self._log_start = self._log.stat().st_size if self._log.exists() else 0
-        http = free_port(self._preferred.http)
-        grpc = free_port(self._preferred.grpc, {http})
-        self._ports = Ports(http, grpc, free_port(self._preferred.metrics, {http, grpc}))
+        self._ports = self._claim_ports()
         command = [str(runtime.server), *self._flags(self._lay_out(runtime))]
         arguments = [str(os.getpid()), str(EXIT_TIMEOUT_SECONDS + 3), self._prefix, str(self._log), *command]
         self._process = subprocess.Popen(
@@ -290,6 +290,21 @@ class TritonServer:
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C in the terminal reaches the launcher, which then stops the server in order
         )
+
+    def _claim_ports(self) -> Ports:
+        """Ports that are this server's until `stop`: its gRPC port would be shared without a word by a second one."""
+        self._release_ports()
+        found: list[int] = []
+        for preferred in (self._preferred.http, self._preferred.grpc, self._preferred.metrics):
+            port, claim = claim_port(preferred, found)
+            self._claims.append(claim)
+            found.append(port)
+        return Ports(*found)
+
+    def _release_ports(self) -> None:
+        for claim in self._claims:
+            claim.close()
+        self._claims.clear()
 
     def _lay_out(self, runtime: Runtime) -> Path:
         """Make the private folder anew: the backend with the right stub, and a Python environment for the models.
@@ -412,6 +427,20 @@ def free_port(preferred: int, taken: Collection[int] = ()) -> int:
     Raises:
         ServingError: none of the next 200 is free.
     """
+    port, claim = claim_port(preferred, taken)
+    claim.close()
+    return port
+
+
+def claim_port(preferred: int, taken: Collection[int] = ()) -> tuple[int, socket.socket]:
+    """`free_port`, and a claim to it: until that is closed, or its process ends, nobody else is given the port here.
+
+    A server binds its port seconds after it was found free, and two that start together would find the same one. The claim
+    is a name among Linux's abstract sockets, which belong to the same network namespace as the port and leave no file.
+
+    Raises:
+        ServingError: none of the next 200 is free.
+    """
     candidates = range(preferred, min(preferred + 200, 65_536)) if preferred else [0] * 200
     for candidate in candidates:
         if candidate in taken:
@@ -424,8 +453,15 @@ def free_port(preferred: int, taken: Collection[int] = ()) -> int:
             except OSError:
                 continue
             port = int(probe.getsockname()[1])
+            claim = socket.socket(socket.AF_UNIX)
+            try:
+                claim.bind(f"\0visionloop-port-{port}")
+            except OSError:
+                claim.close()
+                continue
         if port not in taken:
-            return port
+            return port, claim
+        claim.close()
     raise ServingError(f"No free port from {preferred} on; stop what listens there, or set other ports in params.yaml.")
 
 

@@ -1,4 +1,4 @@
-"""Stage `quantize`: INT8 against FP32 on this machine; ships the one that earned it, and tells what each form costs."""
+"""Stage `quantize`: search INT8 forms and runtimes, time them against FP32 on this machine, and ship the one that earned it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Every form of the selected model side by side: torch, ONNX FP32 and ONNX INT8, by speed, size and memory.
+"""Every form of the selected model side by side: torch, ONNX FP32 and the INT8 forms, by speed, size and memory.
 
-Does not cover: accuracy and the choice between them (`visionloop.compression.quantize`), and GPUs.
+Does not cover: accuracy and the choice between them (`visionloop.compression.choice`), and GPUs.
 """
 
 from __future__ import annotations

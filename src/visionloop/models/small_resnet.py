@@ -1,7 +1,7 @@
 """A small residual network for small images (8 to about 224 pixels), trained from scratch.
 
-A 3x3 stem, then stages of pre-activation residual blocks; each stage after the first halves the map and doubles the
-channels (He et al. 2016, arXiv:1603.05027). Does not cover pretrained weights, which do not exist for it.
+A stem of 3x3 (7x7 at a stride of 4, as ResNet's), then stages of pre-activation residual blocks; each stage after the first
+halves the map and doubles the channels (He et al. 2016, arXiv:1603.05027). Does not cover pretrained weights, which do not exist for it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class SmallResNet(Network):
     ) -> None:
         super().__init__()
         self.flip_average = flip_average
-        self.stem = nn.Conv2d(3, width, 3, stem_stride, 1, bias=False)
+        reach = max(1, stem_stride - 1)  # a window of 2 reach + 1, so that no pixel is passed over
+        self.stem = nn.Conv2d(3, width, 2 * reach + 1, stem_stride, reach, bias=False)
         layers: list[nn.Module] = []
         channels = width
         for stage in range(stages):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.server import TritonServer, cause_of, find_runtime, free_port
+from serving.server import TritonServer, cause_of, claim_port, find_runtime, free_port
 from tests.helpers_serving import DEPLOY, ship
 from visionloop.errors import ArtifactError, ServingError
 
@@ -21,6 +21,16 @@ def test_a_taken_port_gives_the_next_free_one() -> None:
         found = free_port(port)
         assert found > port
         assert free_port(port, {found}) > found
+
+
+def test_a_port_is_given_to_one_server_though_it_does_not_listen_yet() -> None:
+    port, claim = claim_port(free_port(0))
+    with claim:
+        assert free_port(port) > port
+        other, second = claim_port(port)
+        second.close()
+        assert other > port
+    assert free_port(port) == port
 
 
 def test_port_zero_lets_the_system_choose() -> None:
