@@ -33,8 +33,8 @@ from benchmarks.digits_accuracy import machine
 from visionloop.compression import targets
 from visionloop.compression.choice import measure_speed
 from visionloop.compression.export import onnx_bytes
+from visionloop.compression.parity import logit_error
 from visionloop.compression.search import Network, Space, search
-from visionloop.compression.sensitivity import logit_error
 from visionloop.compression.variants import TorchForm, one_thread
 from visionloop.data.packing import PackedMeta
 from visionloop.data.policy import AugmentPolicy

@@ -3,7 +3,8 @@
     model_repository/
       release.json                       which version is the champion; written last
       classifier/config.pbtxt, labels.txt
-      classifier/<n>/                    model.onnx, model.py, card.json, embedding_pca.npz, images.npz (what it has seen)
+      classifier/<n>/                    model.onnx, model.py, card.json, embedding_pca.npz, golden.npz (how it answered
+                                         where it was made), images.npz (what it has seen)
       classify/config.pbtxt, 1/model.py  the public model: image bytes in, label out
 
 `classifier` takes the uint8 tensor; its folder serves Triton's `onnxruntime` backend and its Python backend alike.
@@ -30,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from visionloop.card import EMBEDDING_NAME, INPUT_NAME, LOGITS_NAME, ModelCard, load_card
 from visionloop.errors import ArtifactError, ConfigError, ServingError
 from visionloop.files import sync_folder, write_bytes, write_json, write_text
-from visionloop.paths import CLASS_MEANS, EMBEDDING_PCA, LABELS, MODEL_ONNX, RELEASE, SEEN
+from visionloop.paths import CLASS_MEANS, EMBEDDING_PCA, GOLDEN, LABELS, MODEL_ONNX, RELEASE, SEEN
 
 if TYPE_CHECKING:
     from visionloop.config import DeployParams
@@ -193,7 +194,7 @@ def _is_same_model(served: ModelCard, card: ModelCard) -> bool:
 
 
 def _served_files(card: ModelCard) -> tuple[str, ...]:
-    return (MODEL_ONNX, EMBEDDING_PCA, *((CLASS_MEANS,) if CLASS_MEANS in card.files else ()))
+    return (MODEL_ONNX, EMBEDDING_PCA, *(name for name in (CLASS_MEANS, GOLDEN) if name in card.files))
 
 
 def _served(release: Release) -> list[int]:

@@ -13,12 +13,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from visionloop.card import EMBEDDING_NAME, INPUT_NAME, LOGITS_NAME, Calibration, ModelCard, Runtime, UnknownRule
+from visionloop.compression.parity import Golden
 from visionloop.config import DeployParams
 from visionloop.features import EmbeddingPCA
 from visionloop.files import write_bytes
-from visionloop.paths import CLASS_MEANS, EMBEDDING_PCA, MODEL_ONNX
+from visionloop.paths import CLASS_MEANS, EMBEDDING_PCA, GOLDEN, MODEL_ONNX
 from visionloop.preprocess import PreprocessSpec
 from visionloop.records import LoggedPrediction
+from visionloop.runtime import OnnxModel
 from visionloop.unknown import ClassMeans
 
 LABELS = ("blau", "grün", "rot")
@@ -53,7 +55,7 @@ def ship(
     calibration: Calibration | None = None,
     runtime: Runtime = "onnxruntime",
 ) -> ModelCard:
-    """Write model.onnx, embedding_pca.npz and card.json of a model that `seed` draws; the same seed gives the same bytes.
+    """Write model.onnx, embedding_pca.npz, golden.npz and card.json of a model that `seed` draws; equal seeds, equal bytes.
 
     With a `calibration` the mean of its one class lies at the embedding of a black image.
     """
@@ -86,6 +88,9 @@ def ship(
     write_bytes(folder / EMBEDDING_PCA, pca.to_bytes())
     if calibration is not None:
         write_bytes(folder / CLASS_MEANS, ClassMeans(np.eye(12), np.zeros((1, 12))).to_bytes())
+    images = np.broadcast_to(rng.integers(0, 256, (6, 1, 1, 3), dtype=np.uint8), (6, spec.height, spec.width, 3)).copy()
+    answers = OnnxModel(model.SerializeToString(), threads=1).run(images)
+    write_bytes(folder / GOLDEN, Golden(images, tuple("abcdef"), *answers).to_bytes())
     card = ModelCard(
         family="cnn",
         architecture="tiny",
@@ -98,7 +103,7 @@ def ship(
         parameters=36 + 12 * len(labels),
         calibration=calibration,
         runtime=runtime,
-    ).with_files(folder, (MODEL_ONNX, EMBEDDING_PCA, *([CLASS_MEANS] if calibration else [])))
+    ).with_files(folder, (MODEL_ONNX, EMBEDDING_PCA, GOLDEN, *([CLASS_MEANS] if calibration else [])))
     card.write(folder)
     return card
 

@@ -1,4 +1,4 @@
-"""Stage `quantize`: search INT8 forms and runtimes, time them against FP32 on this machine, and ship the one that earned it."""
+"""Stage `quantize`: search INT8 forms and runtimes, measure them against FP32 here, and ship the one that earned it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from visionloop.compression import page, variants
 from visionloop.compression.choice import BATCH_SIZES, BEFORE, QAT, Budgets, Choice, HeldOut, choose, flat, worth_training
 from visionloop.compression.export import Calibrated, onnx_before, onnx_bytes, opset_of
 from visionloop.compression.memory import measure_memory
-from visionloop.compression.parity import Golden, accuracy
+from visionloop.compression.parity import PROCESSOR, Golden, accuracy
 from visionloop.compression.qat import Rounding, fine_tune
 from visionloop.compression.quantize import calibration_indices
 from visionloop.compression.search import Found, Network, Space, Trial, search
-from visionloop.compression.targets import profile, warnings
+from visionloop.compression.targets import processor, profile, warnings
 from visionloop.config import QuantizeParams, load_section
 from visionloop.data.packing import PackedSplit, load_meta, load_sample, load_split
 from visionloop.errors import ConfigError
@@ -107,6 +107,7 @@ def main() -> None:
             "quantization_aware": chosen.network == QAT,
             "metrics": {**card.metrics, **lasting, **shipped},
             "notes": (*card.notes, choice.reason),
+            "lineage": {**card.lineage, PROCESSOR: processor()},
         }
     ).with_files(SHIPPED, (MODEL_ONNX, EMBEDDING_PCA, GOLDEN, *((CLASS_MEANS,) if means else ()))).write(SHIPPED)
     _write_integer(choice, card)

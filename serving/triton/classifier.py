@@ -15,6 +15,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from visionloop.card import EMBEDDING_NAME, INPUT_NAME, LOGITS_NAME
+from visionloop.compression.parity import check_golden
 from visionloop.errors import VisionloopError
 from visionloop.runtime import load
 
@@ -23,10 +24,11 @@ class TritonPythonModel:
     """What the Python backend makes one of per instance."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the model of this version; its hash is checked on the bytes that are loaded."""
+        """Load the model of this version, after its hash and then its answers on this machine were checked."""
         parameters = json.loads(args["model_config"])["parameters"]
         folder = Path(args["model_repository"]) / args["model_version"]
         self._model, card = load(folder, threads=int(parameters["threads"]["string_value"]))
+        check_golden(self._model, card, folder)
         # The first run allocates and plans; no user should wait for it.
         self._model.run(np.zeros((1, card.preprocess.height, card.preprocess.width, 3), np.uint8))
 

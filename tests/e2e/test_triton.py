@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ from serving.store import Store
 from tests.helpers_serving import DEPLOY, LABELS, SPEC, calibrated, ship
 from visionloop import paths, runtime
 from visionloop.card import Calibration, Runtime
+from visionloop.compression.parity import Golden
 from visionloop.config import load_params
 from visionloop.data.shards import append, read_images
 from visionloop.data.sources import open_sources
@@ -592,6 +593,19 @@ def test_a_dead_stub_ends_the_server_so_that_it_can_be_started_again(own: Served
     own.server.start()
     with own.client() as client:
         assert len(client.predict_images(_images(2))) == 2
+
+
+def test_a_model_that_answers_otherwise_than_where_it_was_made_is_not_served(own: Served) -> None:
+    card = ship(own.folder / "next", seed=2)
+    golden = Golden.from_bytes((own.folder / "next" / paths.GOLDEN).read_bytes())
+    elsewhere = replace(golden, logits=golden.logits[:, ::-1])  # what another processor would have made of the weights
+    (own.folder / "next" / paths.GOLDEN).write_bytes(elsewhere.to_bytes())
+    card.with_files(own.folder / "next", tuple(card.files)).write(own.folder / "next")
+    publish(own.folder / "next", own.folder / "model_repository", DEPLOY)
+    with pytest.raises(ServingError, match=r"refuses version 2 \(.*answers 6 golden images otherwise here.*the old one"):
+        own.server.reload_if_released()
+    with own.client() as client:
+        assert {answer.model_version for answer in client.predict_images(_images(8))} == {"1"}
 
 
 def test_a_damaged_model_does_not_start_and_the_reason_is_said(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ class Form:
     precision: Precision = "fp32"
     runtime: Runtime = "onnxruntime"
     compute: Compute = "fp32"
-    error: float = 0.0  # of its logits on training images, see `sensitivity.logit_error`
+    error: float = 0.0  # of its logits on training images, see `parity.logit_error`
     says: str = ""  # how it was made
     never: str = ""  # why it is measured and not shipped; "" where it may be
     network: str = ""  # which of the float networks it is made of

@@ -20,9 +20,10 @@ import onnx
 from visionloop.card import Compute, Precision, Runtime
 from visionloop.compression.choice import Form
 from visionloop.compression.graph import WEIGHTED, finish, prepare
+from visionloop.compression.parity import logit_error
 from visionloop.compression.quantize import Calibration, Quantizer, Recipe, calibration_indices, chained, half, products
 from visionloop.compression.repairs import bias_corrected, equalised, smoothed
-from visionloop.compression.sensitivity import LayerError, layer_errors, logit_error
+from visionloop.compression.sensitivity import LayerError, layer_errors
 from visionloop.compression.targets import Activations, Profile
 from visionloop.errors import ArtifactError
 from visionloop.progress import note

@@ -9,10 +9,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import onnx
 
 from visionloop.compression.graph import normalisation_nodes, weighted_nodes
+from visionloop.compression.parity import logit_error
 from visionloop.compression.quantize import Quantizer, Recipe
 from visionloop.errors import ArtifactError
 from visionloop.progress import track
@@ -25,17 +25,7 @@ class LayerError:
 
     name: str  # of the node
     operator: str
-    error: float  # see `logit_error`
-
-
-def logit_error(expected: Floats, got: Floats) -> float:
-    """Distance of logits [N, K] from the expected ones, as a share of how far these spread over images (both as 2-norms).
-
-    A shift that is the same for all classes of an image changes no answer and is not counted.
-    """
-    expected, got = (values - values.mean(axis=1, keepdims=True) for values in (expected, got))
-    spread = float(np.linalg.norm(expected - expected.mean(axis=0)))
-    return float(np.linalg.norm(got - expected)) / max(spread, 1e-12)
+    error: float  # see `parity.logit_error`
 
 
 def layer_errors(

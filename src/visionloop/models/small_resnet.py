@@ -1,7 +1,7 @@
 """A small residual network for small images (8 to about 224 pixels), trained from scratch.
 
-A stem of 3x3 (7x7 at a stride of 4, as ResNet's), then stages of pre-activation residual blocks; each stage after the first
-halves the map and doubles the channels (He et al. 2016, arXiv:1603.05027). Does not cover pretrained weights, which do not exist for it.
+A stem of 3x3 (7x7 at a stride of 4), then stages of pre-activation residual blocks; each stage after the first halves the
+map and doubles the channels (He et al. 2016, arXiv:1603.05027). Does not cover pretrained weights, of which there are none.
 """
 
 from __future__ import annotations

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
-from tests.onnx_models import linear_model
-from visionloop.compression.parity import Golden, accuracy, compare, prove_parity
+from tests.helpers_serving import ship
+from tests.onnx_models import digits, linear_model
+from tests.torch_models import OPSET, trained
+from visionloop.card import ModelCard
+from visionloop.compression.export import onnx_bytes
+from visionloop.compression.graph import prepare
+from visionloop.compression.parity import Golden, accuracy, check_golden, compare, prove_parity
+from visionloop.compression.quantize import Quantizer, Recipe
+from visionloop.compression.targets import processor
 from visionloop.errors import ArtifactError, ParityError
+from visionloop.paths import GOLDEN as GOLDEN_FILE
 from visionloop.runtime import OnnxModel
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
@@ -55,6 +66,67 @@ def test_compare_says_how_far_apart_and_how_often_agreed() -> None:
     embedding = np.zeros((4, 2), np.float32)
     parity = compare((logits, embedding), (other, embedding + 0.125))
     assert (parity.max_logit_difference, parity.max_embedding_difference, parity.top1_agreement) == (2, 0.125, 0.75)
+
+
+def _published(folder: Path, golden: Golden, **changes: Any) -> ModelCard:
+    """A folder with golden answers, and its card."""
+    (folder / GOLDEN_FILE).write_bytes(golden.to_bytes())
+    card = ship(folder / "any")
+    return card.model_copy(update=changes).with_files(folder, (GOLDEN_FILE,))
+
+
+def test_a_model_that_answers_as_where_it_was_made_may_serve(tmp_path: Path) -> None:
+    nearly = replace(GOLDEN, logits=GOLDEN.logits + np.float32(1e-4))
+    check_golden(MODEL, _published(tmp_path, nearly), tmp_path)
+
+
+def test_a_card_without_golden_answers_is_asked_nothing(tmp_path: Path) -> None:
+    check_golden(MODEL, ship(tmp_path / "any").model_copy(update={"files": {}}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("made_and_here", "precision", "cause"),
+    [
+        (("cpu-vnni", "cpu"), "int8", "quantized on a processor with VNNI, and this one has none"),
+        (("cpu-vnni", "cpu"), "fp32", "another processor or runtime than where it was made"),
+        (("cpu", "cpu-vnni"), "int8", "another processor or runtime than where it was made"),
+    ],
+)
+def test_a_model_that_answers_otherwise_here_is_refused_with_the_probable_cause(
+    made_and_here: tuple[str, str], precision: str, cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, here = made_and_here
+    monkeypatch.setattr("visionloop.compression.parity.processor", lambda: here)
+    mean = GOLDEN.logits.mean(axis=0)
+    wider = replace(GOLDEN, logits=mean + 2 * (GOLDEN.logits - mean))  # the model's lie half of their spread away
+    card = _published(tmp_path, wider, precision=precision, lineage={"processor": made})
+    with pytest.raises(
+        ArtifactError, match=rf"answers 6 golden images otherwise here: .* 0\.50 of .*0\.05 is allowed.*{cause}"
+    ):
+        check_golden(MODEL, card, tmp_path)
+
+
+def test_eight_bits_of_a_processor_with_vnni_do_not_serve_on_one_without(tmp_path: Path) -> None:
+    model, card = trained("cnn")
+    images = digits().images
+    graph = prepare(onnx_bytes(model, card=card, opset=OPSET))
+    for seven_bits in (False, True):
+        data = Quantizer(graph, images[:256]).static(Recipe(("Conv", "Gemm", "Relu"), seven_bits=seven_bits))
+        # Not optimised, the graph is calculated in floats, which hold the integers and their sums exactly, as VNNI does.
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        logits, embedding = onnxruntime.InferenceSession(data, options).run(
+            ["logits", "embedding"], {"images": images[-32:]}
+        )
+        golden = Golden(images[-32:], ("",) * 32, logits, embedding)
+        (tmp_path / GOLDEN_FILE).write_bytes(golden.to_bytes())
+        made = card.model_copy(update={"precision": "int8", "lineage": {"processor": "cpu-vnni"}})
+        served = made.with_files(tmp_path, (GOLDEN_FILE,))
+        if seven_bits or processor() == "cpu-vnni":
+            check_golden(OnnxModel(data, threads=1), served, tmp_path)
+        else:
+            with pytest.raises(ArtifactError, match="quantized on a processor with VNNI, and this one has none"):
+                check_golden(OnnxModel(data, threads=1), served, tmp_path)
 
 
 def test_accuracy_is_the_share_of_right_first_classes() -> None:

@@ -13,9 +13,9 @@ from tests.onnx_models import TRAIN, VAL, digits
 from tests.torch_models import OPSET, badly_ranged, trained
 from visionloop.compression.export import onnx_bytes, torch_answers
 from visionloop.compression.graph import prepare
+from visionloop.compression.parity import logit_error
 from visionloop.compression.qat import Rounding, Tuned, fine_tune, rounded, rounded_weight
 from visionloop.compression.quantize import Quantizer, Recipe, chained
-from visionloop.compression.sensitivity import logit_error
 from visionloop.compression.targets import profile
 from visionloop.data.packing import PackedSplit
 from visionloop.data.policy import AugmentPolicy

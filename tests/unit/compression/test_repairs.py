@@ -12,9 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.torch_models import fresh_onnx
 from visionloop.compression.graph import array, channel_statistics, prepare, tensors, weighted_nodes
+from visionloop.compression.parity import logit_error
 from visionloop.compression.quantize import Quantizer, Recipe
 from visionloop.compression.repairs import bias_corrected, equalised, smoothed
-from visionloop.compression.sensitivity import layer_errors, logit_error
+from visionloop.compression.sensitivity import layer_errors
 from visionloop.runtime import OnnxModel
 
 RNG = np.random.default_rng(0)

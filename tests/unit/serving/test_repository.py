@@ -41,6 +41,7 @@ def test_a_published_version_has_the_layout_that_triton_reads(tmp_path: Path, sh
     assert list(_files(tmp_path / "repo")) == [
         "classifier/1/card.json",
         "classifier/1/embedding_pca.npz",
+        "classifier/1/golden.npz",
         "classifier/1/model.onnx",
         "classifier/1/model.py",
         "classifier/config.pbtxt",
