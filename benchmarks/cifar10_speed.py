@@ -146,7 +146,7 @@ class Results:
             "anchor": {"name": "airbench94 (Muon), published", "accuracy": 0.94, "pflop": ANCHOR_PFLOP},
         }
         # What decides the speed alone may differ from seed to seed: each says on which machine it ran, and how.
-        left_out = {"seed": True, "vit": True, "precision": True, "layout": True, "compile": True, "cnn": {"smaller"}}
+        left_out: Any = {"seed": True, "vit": True, "precision": True, "layout": True, "compile": True, "cnn": {"smaller"}}
         run = {"data": data_id, "params": own.model_dump(mode="json", exclude=left_out)}
         # As JSON gives it back, so that it compares with what an earlier run has written.
         self.run: dict[str, Any] = json.loads(json.dumps(run))

@@ -44,8 +44,8 @@ from visionloop.paths import (
     SPLIT,
     family_folder,
 )
-from visionloop.preprocess import decode, resize
-from visionloop.runtime import Floats, load
+from visionloop.preprocess import PreprocessSpec, decode, resize
+from visionloop.runtime import Floats, Images, OnnxModel, load
 
 AS_COLLECTED = "as collected"
 _ROUNDED = ("shipped", agreement.LEARNT, agreement.TOLD)
@@ -61,68 +61,140 @@ class Form:
     embedding: Floats | None  # [N, D]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The images of one parity."""
+
+    files: list[bytes]  # [N]: held-out ones as they were collected, then odd files made of the first of them
+    kinds: list[str]  # [N]
+    tensors: Images  # uint8 [N, H, W, 3]
+    refused: list[odd_images.OddFile]  # what must not be answered
+    collected: int  # of the N
+
+    @classmethod
+    def of(cls, params: ParityParams, limits: ServeParams, spec: PreprocessSpec) -> Asked:
+        """Held-out images within the server's limits, and the odd files."""
+        max_pixels = _max_pixels(limits)
+        collected = _held_out(params.images, limits)
+        pictures = [decode(data, max_pixels=max_pixels).image for data in collected[: params.odd_pictures]]
+        odd = [file for picture in pictures for file in odd_images.answered(picture, spec)]
+        files = [*collected, *(file.data for file in odd)]
+        return cls(
+            files,
+            [AS_COLLECTED] * len(collected) + [file.kind for file in odd],
+            np.stack([resize(decode(data, max_pixels=max_pixels).image, spec) for data in files]),
+            list(odd_images.refused(decode(collected[0], max_pixels=max_pixels).image)),
+            len(collected),
+        )
+
+
+@dataclass(frozen=True)
+class Found:
+    """What came of them."""
+
+    pairs: list[Pair]
+    refusals: list[Refusal]
+    unread: list[int]  # places of the files that the server reads to other pixels
+    decoders: tuple[dict[str, str], dict[str, str]]  # library -> version, of this process and of the served models
+    over: list[str]  # what is beyond its tolerance, in sentences
+
+
 def main() -> None:
     """Read the model in each of its forms and the test images; write reports/parity.json and reports/parity.html."""
     params, deploy, limits = load_section(ParityParams), load_section(DeployParams), load_section(ServeParams)
-    exported, exported_card = load(EXPORTED)
-    shipped, card = load(SHIPPED)
-    cards = [(EXPORTED, exported_card), (SHIPPED, card)]
-    integer = load(INTEGER) if card.precision != "int8" and (INTEGER / CARD).is_file() else None
-    if integer:
-        cards.append((INTEGER, integer[1]))
-    graphs = [(folder / MODEL_ONNX, check_graph(one.read_file(folder, MODEL_ONNX), one, str(folder / MODEL_ONNX)))
-              for folder, one in cards]  # fmt: skip
-
-    max_pixels = int(limits.max_image_megapixels * 1e6)
-    collected = _held_out(params.images, limits)
-    pictures = [decode(data, max_pixels=max_pixels).image for data in collected[: params.odd_pictures]]
-    odd = [file for picture in pictures for file in odd_images.answered(picture, card.preprocess)]
-    refused = list(odd_images.refused(decode(collected[0], max_pixels=max_pixels).image))
-    kinds = [AS_COLLECTED] * len(collected) + [file.kind for file in odd]
-    files = [*collected, *(file.data for file in odd)]
-    tensors = np.stack([resize(decode(data, max_pixels=max_pixels).image, card.preprocess) for data in files])
-
-    model, _ = load_model(family_folder(card.family))
-    temperature = exported_card.calibration.temperature if exported_card.calibration else 1.0
-    forms = {
-        "torch": Form("torch", *torch_answers(Calibrated(model, temperature), tensors)),
-        "fp32": Form("ONNX FP32", *exported.run_all(tensors)),
-        "offline": Form("the shipped form offline", *shipped.run_all(tensors)),
-    }
-    if integer:
-        forms["int8"] = Form("INT8, which is not shipped", *integer[0].run_all(tensors))
+    models = {folder: load(folder) for folder in (EXPORTED, SHIPPED)}
+    card = models[SHIPPED][1]
+    if card.precision != "int8" and (INTEGER / CARD).is_file():
+        models[INTEGER] = load(INTEGER)
+    graphs = [_graph(folder, one) for folder, (_, one) in models.items()]
+    asked = Asked.of(params, limits, card.preprocess)
+    forms = _forms(models, asked.tensors)
     with tempfile.TemporaryDirectory(prefix="visionloop-trial-") as folder:
-        asked = Questions(files, tensors, [file.data for file in refused])
-        trial = serve(SHIPPED, asked, Path(folder), deploy=deploy, limits=limits)
-    here = pixels.read([*files, *(file.data for file in refused)], card.preprocess, max_pixels)
-    pairs = _pairs(forms, trial, card, params, len(collected))
-    refusals = _refusals([file.kind for file in refused], here.found[len(files) :], trial)
-    unread = [index for index in range(len(files)) if here.found[index] != trial.pixels.found[index]]
+        questions = Questions(asked.files, asked.tensors, [file.data for file in asked.refused])
+        trial = serve(SHIPPED, questions, Path(folder), deploy=deploy, limits=limits)
+    found = _found(asked, forms, trial, card, params=params, limits=limits)
+    contract = _contract(asked, forms, trial, card, found=found, graphs=graphs)
+    write_text(PARITY_PAGE, render(contract, params.tolerances))
+    write_json(PARITY_REPORT, _report(asked, trial, card, found, contract))
+    print(f"{PARITY_REPORT}: {' '.join(contract.sentences)}")
+    for pair in found.pairs:
+        print(
+            f"{pair.reference} and {pair.form}: {pair.distance.agreement:.2%} with the same first class, logits within "
+            f"{pair.distance.max_logit_distance:.1e}, {pair.distance.mean_logit_distance:.1e} on average"
+        )
+    print(contract.decoder_sentence)
+    if found.over:  # after the page, which shows where
+        raise BlockedError(
+            f"The forms of the model answer differently: {'; '.join(found.over)}. Look at {PARITY_PAGE}; rebuild with "
+            "`dvc repro`, or change the tolerance with its reason."
+        )
 
+
+def _graph(folder: Path, card: ModelCard) -> tuple[str, dict[str, object]]:
+    """A model file and what its graph is made of, after it was checked."""
+    path = folder / MODEL_ONNX
+    return str(path), _facts(asdict(check_graph(card.read_file(folder, MODEL_ONNX), card, str(path))))
+
+
+def _forms(models: dict[Path, tuple[OnnxModel, ModelCard]], tensors: Images) -> dict[str, Form]:
+    """What every form says offline."""
+    card = models[EXPORTED][1]
+    model, _ = load_model(family_folder(card.family))
+    temperature = card.calibration.temperature if card.calibration else 1.0
+    forms = {"torch": Form("torch", *torch_answers(Calibrated(model, temperature), tensors))}
+    words = {
+        EXPORTED: ("fp32", "ONNX FP32"),
+        SHIPPED: ("offline", "the shipped form offline"),
+        INTEGER: ("int8", "INT8, which is not shipped"),
+    }
+    for folder, (key, name) in words.items():
+        if folder in models:
+            forms[key] = Form(name, *models[folder][0].run_all(tensors))
+    return forms
+
+
+def _found(
+    asked: Asked, forms: dict[str, Form], trial: Trial, card: ModelCard, *, params: ParityParams, limits: ServeParams
+) -> Found:
+    """Compare the forms, the pixels and the refusals."""
+    refused = [file.data for file in asked.refused]
+    here = pixels.read([*asked.files, *refused], card.preprocess, _max_pixels(limits))
+    pairs = _pairs(forms, trial, card, params, asked.collected)
+    count = len(asked.files)
+    refusals = _refusals([file.kind for file in asked.refused], here.found[count:], trial)
     over = [sentence for pair in pairs for sentence in pair.over]
     over += [f"{one.name} is {one.served or 'answered'!r} when served and {one.offline!r} offline"
              for one in refusals if not one.same]  # fmt: skip
-    said = agreement.other_decoder(here.decoder, trial.pixels.decoder)
-    if unread:
-        said = f"{said or 'Both have the same libraries.'} They read {len(unread)} of {len(files)} files to other pixels: "
-        said += f"{', '.join(sorted({kinds[index] for index in unread})[:5])}."
-    else:
-        said = f"{said or 'Both have the same libraries.'} They read all {len(files)} files to the same pixels."
+    unread = [index for index in range(count) if here.found[index] != trial.pixels.found[index]]
+    return Found(pairs, refusals, unread, (here.decoder, trial.pixels.decoder), over)
 
+
+def _contract(
+    asked: Asked,
+    forms: dict[str, Form],
+    trial: Trial,
+    card: ModelCard,
+    *,
+    found: Found,
+    graphs: list[tuple[str, dict[str, object]]],
+) -> Contract:
+    """All that the page shows."""
+    pairs, count, kinds = found.pairs, len(asked.files), asked.kinds
     by_kind = [pair for pair in pairs if pair.tolerance in ("shipped", agreement.LEARNT, "bytes")]
-    disagreeing = sorted({index for pair in pairs for index in pair.disagreeing})
-    verdict = f"{len(pairs)} pairs of forms on {len(files)} images are"
-    contract = Contract(
+    disagreeing = _disagreeing(pairs)
+    verdict = f"{len(pairs)} pairs of forms on {count} images are"
+    here, served = found.decoders
+    return Contract(
         title=f"Parity of the {card.architecture} from training to the endpoint",
         sentences=[
-            f"{verdict} not all within their tolerances, so nothing is published." if over
+            f"{verdict} not all within their tolerances, so nothing is published." if found.over
             else f"{verdict} within their tolerances.",
-            f"{len(collected)} held-out images as they were collected and {len(odd)} odd files made of them; "
-            f"{card.precision.upper()} is shipped.",
+            f"{asked.collected} held-out images as they were collected and {count - asked.collected} odd files made of "
+            f"them; {card.precision.upper()} is shipped.",
         ],
-        over=over,
+        over=found.over,
         tiles=[
-            (str(len(files)), "images"), (str(len(set(kinds))), "kinds of files"),
+            (str(count), "images"), (str(len(set(kinds))), "kinds of files"),
             (str(len(disagreeing)), "named differently"),
             (f"{max(pair.distance.max_logit_distance for pair in pairs if pair.tolerance not in _ROUNDED):.0e}",
              "largest logit distance but for INT8"),
@@ -130,54 +202,58 @@ def main() -> None:
         ],
         pairs=pairs,
         by_kind=by_kind,
-        kinds=_kinds(kinds, set(unread), by_kind),
-        refusals=refusals,
-        decoders=[(name, version, trial.pixels.decoder.get(name, "none")) for name, version in here.decoder.items()],
-        decoder_sentence=said,
-        graphs=[(str(path), _facts(asdict(facts))) for path, facts in graphs],
+        kinds=_kinds(kinds, set(found.unread), by_kind),
+        refusals=found.refusals,
+        decoders=[(name, version, served.get(name, "none")) for name, version in here.items()],
+        decoder_sentence=_decoder_sentence(found, kinds),
+        graphs=graphs,
         shown=[
-            Shown(f"{kinds[index]} (image {index + 1})", tensors[index], _said(index, forms, trial, card))
+            Shown(f"{kinds[index]} (image {index + 1})", asked.tensors[index], _said(index, forms, trial, card))
             for index in disagreeing[:MOST_SHOWN]
         ],
         disagreeing=len(disagreeing),
     )  # fmt: skip
-    write_text(PARITY_PAGE, render(contract, params.tolerances))
-    write_json(
-        PARITY_REPORT,
-        {
-            "images": len(files),
-            "held_out_images": len(collected),
-            "odd_files": len(odd),
-            "kinds": len(set(kinds)),
-            "refused_files": len(refused),
-            "disagreeing_images": len(disagreeing),
-            "same_pixels": 1 - len(unread) / len(files),
-            **{f"{protocol}_p50_ms": trial.answers[protocol].p50_ms for protocol in PROTOCOLS},
-            "server_start_seconds": trial.server_start_seconds,
-            "pairs": agreement.flat(pairs),
-            # In lists: `dvc metrics show` would make a column of each.
-            "forms": [{pair.name: [pair.reference, pair.form] for pair in pairs}],
-            "decoder": [here.decoder],
-            "served_decoder": [trial.pixels.decoder],
-            "decoder_sentence": [said],
-            "model": [card.files[MODEL_ONNX]],
-            "card": [sha256_file(SHIPPED / CARD)],
-            "passed": int(not over),
-            OVER_BUDGET: over,
-        },
-    )
-    print(f"{PARITY_REPORT}: {' '.join(contract.sentences)}")
-    for pair in pairs:
-        print(
-            f"{pair.reference} and {pair.form}: {pair.distance.agreement:.2%} with the same first class, logits within "
-            f"{pair.distance.max_logit_distance:.1e}, {pair.distance.mean_logit_distance:.1e} on average"
-        )
-    print(said)
-    if over:  # after the page, which shows where
-        raise BlockedError(
-            f"The forms of the model answer differently: {'; '.join(over)}. Look at {PARITY_PAGE}; rebuild with "
-            "`dvc repro`, or change the tolerance with its reason."
-        )
+
+
+def _report(asked: Asked, trial: Trial, card: ModelCard, found: Found, contract: Contract) -> dict[str, Any]:
+    """reports/parity.json."""
+    return {
+        "images": len(asked.files),
+        "held_out_images": asked.collected,
+        "odd_files": len(asked.files) - asked.collected,
+        "kinds": len(set(asked.kinds)),
+        "refused_files": len(asked.refused),
+        "disagreeing_images": contract.disagreeing,
+        "same_pixels": 1 - len(found.unread) / len(asked.files),
+        **{f"{protocol}_p50_ms": trial.answers[protocol].p50_ms for protocol in PROTOCOLS},
+        "server_start_seconds": trial.server_start_seconds,
+        "pairs": agreement.flat(found.pairs),
+        # In lists: `dvc metrics show` would make a column of each.
+        "forms": [{pair.name: [pair.reference, pair.form] for pair in found.pairs}],
+        "decoder": [found.decoders[0]],
+        "served_decoder": [found.decoders[1]],
+        "decoder_sentence": [contract.decoder_sentence],
+        "model": [card.files[MODEL_ONNX]],
+        "card": [sha256_file(SHIPPED / CARD)],
+        "passed": int(not found.over),
+        OVER_BUDGET: found.over,
+    }
+
+
+def _disagreeing(pairs: Sequence[Pair]) -> list[int]:
+    return sorted({index for pair in pairs for index in pair.disagreeing})
+
+
+def _decoder_sentence(found: Found, kinds: Sequence[str]) -> str:
+    said = agreement.other_decoder(*found.decoders) or "Both have the same libraries."
+    if not found.unread:
+        return f"{said} They read all {len(kinds)} files to the same pixels."
+    some = ", ".join(sorted({kinds[index] for index in found.unread})[:5])
+    return f"{said} They read {len(found.unread)} of {len(kinds)} files to other pixels: {some}."
+
+
+def _max_pixels(limits: ServeParams) -> int:
+    return int(limits.max_image_megapixels * 1e6)
 
 
 def _held_out(count: int, limits: ServeParams) -> list[bytes]:
@@ -195,7 +271,7 @@ def _is_served(data: bytes, limits: ServeParams) -> bool:
     if len(data) > limits.max_image_megabytes * 1e6:
         return False
     try:
-        decode(data, max_pixels=int(limits.max_image_megapixels * 1e6))
+        decode(data, max_pixels=_max_pixels(limits))
     except ImageError:
         return False
     return True

@@ -22,8 +22,8 @@ from visionloop.paths import GOLDEN
 from visionloop.runtime import Floats, Images, OnnxModel
 
 # Of a model on another machine, see `logit_error`. On a processor without VNNI INT8 forms of digits networks with 7-bit
-# weights were at most 0.002 (ONNX Runtime) and 0.010 (OpenVINO) from exact integers. 8-bit ones, whose sums it cuts, were 0.11
-# to 0.32 away and lost 0.9 to 3.9 points; a CNN's per tensor, which lost none, was 0.008 and 0.09.
+# weights were at most 0.002 (ONNX Runtime) and 0.010 (OpenVINO) from exact integers. 8-bit ones, whose sums it cuts, were
+# 0.11 to 0.32 away and lost 0.9 to 3.9 points; a CNN's per tensor, which lost none, was 0.008 and 0.09.
 ELSEWHERE = 0.05
 # In the lineage of a card: the processor (`targets.processor`) that the golden answers were given on.
 PROCESSOR = "processor"
