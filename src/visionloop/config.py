@@ -575,6 +575,43 @@ def tuned(
         raise ConfigError(_sentence(item, kind, f"{getattr(kind, 'section')}.")) from None  # noqa: B009 - of a Section
 
 
+def refuse_together(train: TrainParams, augment: AugmentParams, family: str) -> None:
+    """Refuse sections that are each allowed, and not beside each other.
+
+    Raises:
+        ConfigError: naming the keys.
+    """
+    if problem := _problem_together(train, augment, family):
+        raise ConfigError(f"{problem[0].upper()}{problem[1:]}.")
+
+
+def _problem_together(train: TrainParams, augment: AugmentParams, family: str) -> str:
+    """Why a family cannot be trained with both sections, "" where it can."""
+    merged, rate = train.of(family), train.family(family).learning_rate
+    mixes = [name for name in ("mixup", "cutmix") if getattr(augment, name) > 0 and augment.mixed_share > 0]
+    if merged.optimizer != "adam" and rate * merged.weight_decay >= 1:
+        return (
+            f"the {family}'s learning_rate {rate:g} times its weight_decay {merged.weight_decay:g} is 1 or more, so "
+            "each step would take away the whole of the weights; lower one of them"
+        )
+    if merged.loss == "focal" and mixes:
+        return (
+            f"the {family}'s loss is focal, but augment.{mixes[0]} mixes images: no class of a mixed image can be "
+            f"certain, so all would count as hard; take cross_entropy, or set augment.{mixes[0]} to 0"
+        )
+    if merged.loss == "bce" and "mixup" in mixes:
+        return (
+            f"the {family}'s loss is bce, which asks of each class whether it is there, but augment.mixup blends "
+            "images, so that each of two is there in part; take cross_entropy, or augment.cutmix in its place"
+        )
+    if merged.class_weights != "none" and augment.balance == "sampler" and augment.balance_strength > 0:
+        return (
+            f"the {family}'s class_weights is {merged.class_weights} and augment.balance is sampler, so small "
+            "classes would be made up for twice; set one of them to none"
+        )
+    return ""
+
+
 def _lay_over(tree: dict[str, Any], changes: Mapping[str, Any]) -> None:
     for key, value in changes.items():
         if isinstance(value, Mapping):
@@ -804,37 +841,10 @@ class Params(Section):
     monitor: MonitorParams
 
     @model_validator(mode="after")
-    def _decay(self) -> Params:
+    def _together(self) -> Params:
         for family in ("cnn", "vit"):
-            merged, rate = self.train.of(family), self.train.family(family).learning_rate
-            if merged.optimizer != "adam" and rate * merged.weight_decay >= 1:
-                raise ValueError(
-                    f"the {family}'s learning_rate {rate:g} times its weight_decay {merged.weight_decay:g} is 1 or more, so "
-                    "each step would take away the whole of the weights; lower one of them"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _images_and_loss(self) -> Params:
-        augment = self.augment
-        mixes = [name for name in ("mixup", "cutmix") if getattr(augment, name) > 0 and augment.mixed_share > 0]
-        for family in ("cnn", "vit"):
-            merged = self.train.of(family)
-            if merged.loss == "focal" and mixes:
-                raise ValueError(
-                    f"the {family}'s loss is focal, but augment.{mixes[0]} mixes images: no class of a mixed image can be "
-                    f"certain, so all would count as hard; take cross_entropy, or set augment.{mixes[0]} to 0"
-                )
-            if merged.loss == "bce" and "mixup" in mixes:
-                raise ValueError(
-                    f"the {family}'s loss is bce, which asks of each class whether it is there, but augment.mixup blends "
-                    "images, so that each of two is there in part; take cross_entropy, or augment.cutmix in its place"
-                )
-            if merged.class_weights != "none" and augment.balance == "sampler" and augment.balance_strength > 0:
-                raise ValueError(
-                    f"the {family}'s class_weights is {merged.class_weights} and augment.balance is sampler, so small "
-                    "classes would be made up for twice; set one of them to none"
-                )
+            if problem := _problem_together(self.train, self.augment, family):
+                raise ValueError(problem)
         return self
 
     @model_validator(mode="after")

@@ -103,7 +103,7 @@ class LossGuard:
         raise TrainingError(
             f"The {what} at step {seen} of {self._steps} in epoch {self._epoch}; lower the learning rate, or set "
             f"train.gradient_clip_norm (1.0 is usual). Look at {culprit} in {self._folder / NAME}.png, .json and .npz. "
-            "The checkpoint of the epoch before is kept."
+            "The last checkpoint, if an epoch was finished, stays beside it; with another setting training begins anew."
         )
 
 

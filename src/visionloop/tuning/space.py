@@ -31,6 +31,7 @@ from visionloop.config import (
     TuneParams,
     is_whole,
     refuse_space,
+    refuse_together,
     tuned,
 )
 from visionloop.data.packing import PackedMeta
@@ -100,7 +101,11 @@ class Plan:
             ConfigError: their combination is not allowed.
         """
         train, augment = tuned(self.train, self.augment, self.tune.family, values)
-        return train, self.meta.model_copy(update={"policy": AugmentPolicy.from_params(augment)})
+        refuse_together(train, augment, self.tune.family)
+        return train, self._meta_of(augment)
+
+    def _meta_of(self, augment: AugmentParams) -> PackedMeta:
+        return self.meta.model_copy(update={"policy": AugmentPolicy.from_params(augment)})
 
     def current(self) -> Values | None:
         """The values that `params.yaml` has now, or None where one of them is not in the space."""
@@ -137,9 +142,9 @@ class Plan:
         Sampler, pruner and their seed are not in it: a study goes on with others, and its trials stay true.
         """
         first = {key: entry.extremes[0] for key, entry in self.tune.space.items()}
-        train, meta = self.settings(first)
+        train, augment = tuned(self.train, self.augment, self.tune.family, first)  # which may never be a trial
         value = {
-            "fixed": fingerprint(self.tune.family, meta, train),
+            "fixed": fingerprint(self.tune.family, self._meta_of(augment), train),
             "space": {key: entry.model_dump(mode="json") for key, entry in self.tune.space.items()},
             "objectives": self.tune.objectives,
         }
@@ -168,7 +173,10 @@ class Plan:
         points = self.grid() if self.tune.sampler == "grid" else [base]
         seen: set[str] = set()
         for point in points:
-            train, _ = self.settings(point)
+            if self.tune.sampler == "grid":
+                train, _ = self.settings(point)
+            else:  # the lowest values may not go together, and may never be drawn together
+                train, _ = tuned(self.train, self.augment, self.tune.family, point)
             network = str({key: point[key] for key in networks})
             if network not in seen and len(seen) < _MAX_BUILDS:
                 seen.add(network)

@@ -95,6 +95,42 @@ def test_a_value_that_fits_only_beside_another_of_the_space_is_allowed_but_not_i
         plan(family="vit", space=space, sampler="grid").check()
 
 
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        (
+            {"train.loss": {"choices": ["bce", "cross_entropy"]}, "augment.mixup": {"choices": [0.0, 0.2]}},
+            "The cnn's loss is bce, .* but augment.mixup blends",
+        ),
+        (
+            {"train.cnn.learning_rate": {"choices": [0.1, 0.5]}, "train.weight_decay": {"choices": [0.1, 4.0]}},
+            "learning_rate 0.5 times its weight_decay 4 is 1 or more",
+        ),
+        (
+            {"train.class_weights": {"choices": ["balanced"]}, "augment.balance": {"choices": ["none", "sampler"]}},
+            "class_weights is balanced and augment.balance is sampler",
+        ),
+    ],
+)
+def test_values_that_do_not_go_together_are_no_trial_and_no_part_of_a_grid(space: dict[str, Any], words: str) -> None:
+    made = plan(space=space)
+    made.check()  # some of them go together
+    allowed, refused = [], []
+    for values in made.grid():
+        try:
+            made.settings(values)
+        except ConfigError as error:
+            refused.append(str(error))
+        else:
+            allowed.append(values)
+    assert allowed
+    assert len(refused) == 1
+    with pytest.raises(ConfigError, match=words):
+        raise ConfigError(refused[0])
+    with pytest.raises(ConfigError, match=words):
+        plan(space=space, sampler="grid").check()
+
+
 def test_data_packed_with_other_settings_are_refused() -> None:
     made, params = plan(), load_params(ROOT / "params.yaml")
     preprocess = PreprocessParams(height=8, width=8, fit="stretch", filter="bilinear")
