@@ -12,7 +12,7 @@
 folders whose name is a plain number and that the version policy lists, so a half-written version, which has another name,
 is never served.
 
-Imported by the model server, which reads the release; only writing needs `tritonclient`.
+Imported by the model server, which reads the release; only writing needs `tritonclient` and a runtime.
 Does not cover: proving that a version answers rightly (stage `parity`) and starting a server (`serving.server`).
 """
 
@@ -142,17 +142,19 @@ class _Extra:
 
 def _publish(shipped: Path, card: ModelCard, repository: Path, params: DeployParams, extra: _Extra) -> tuple[int, bool]:
     old = read_release(repository) if (repository / RELEASE).exists() else None
-    old_card = _whole_card(version_folder(repository, old.champion)) if old else None
-    if old and old_card and _is_same_model(old_card, card):
+    old_folder = version_folder(repository, old.champion) if old else repository
+    old_card = _whole_card(old_folder) if old else None
+    if old and old_card and _is_same_model(old_card, card, old_folder, shipped):
         _write_models(repository, card, params, _served(old))
         return old.champion, False
     _remove_leftovers(repository)
     version = max([*_numbers(repository), old.champion if old else 0], default=0) + 1
     card = card.model_copy(update={"lineage": {**card.lineage, **extra.lineage}})
     _write_version(shipped, card, version_folder(repository, version), extra.seen)
+    stays = old_card is not None and params.keep_versions > 1 and _goes_beside(old_card, card, old_folder)
     release = Release(
         champion=version,
-        previous=old.champion if old and old_card and _fit_one_config(old_card, card) and params.keep_versions > 1 else None,
+        previous=old.champion if old and stays else None,
         model_sha256=card.files[MODEL_ONNX],
         precision=card.precision,
         family=card.family,
@@ -184,13 +186,38 @@ def _fit_one_config(served: ModelCard, card: ModelCard) -> bool:
     )
 
 
-def _is_same_model(served: ModelCard, card: ModelCard) -> bool:
-    return (served.files, served.labels, served.preprocess, served.calibration) == (
-        {name: card.files.get(name) for name in _served_files(card)},
-        card.labels,
-        card.preprocess,
-        card.calibration,
+def _goes_beside(served: ModelCard, card: ModelCard, folder: Path) -> bool:
+    """Whether the old version can be served beside the new one: Triton loads both, or neither."""
+    from visionloop.compression.parity import check_golden
+    from visionloop.runtime import load
+
+    if not _fit_one_config(served, card):
+        return False
+    try:
+        check_golden(load(folder, threads=1)[0], served, folder)
+    except ArtifactError:
+        return False
+    return True
+
+
+def _is_same_model(served: ModelCard, card: ModelCard, folder: Path, shipped: Path) -> bool:
+    """Whether publishing `card` of `shipped` would change nothing of what `served` of `folder` answers."""
+    old, new = (
+        {name: one.files[name] for name in _served_files(one) if name != GOLDEN and name in one.files}
+        for one in (served, card)
     )
+    said = [(one.labels, one.preprocess, one.calibration) for one in (served, card)]
+    return old == new and said[0] == said[1] and _same_golden(served, card, folder, shipped)
+
+
+def _same_golden(served: ModelCard, card: ModelCard, folder: Path, shipped: Path) -> bool:
+    """Whether both were seen to answer alike; sums in another order move the last bits, another processor moves more."""
+    from visionloop.compression.parity import ELSEWHERE, Golden, logit_error
+
+    if GOLDEN not in served.files or GOLDEN not in card.files:
+        return GOLDEN not in card.files
+    before, after = (Golden.from_bytes(one.read_file(place, GOLDEN)) for one, place in ((served, folder), (card, shipped)))
+    return before.ids == after.ids and logit_error(before.logits, after.logits) <= ELSEWHERE
 
 
 def _served_files(card: ModelCard) -> tuple[str, ...]:

@@ -63,6 +63,11 @@ def main() -> None:
                 f"quantize.runtimes asks for {runtime}, which is not installed here; install it, or take it off the list."
             )
     target = profile(params.target)
+    if (target.target, processor()) == ("cpu-vnni", "cpu"):
+        raise ConfigError(
+            "quantize.target is cpu-vnni, and this processor has no VNNI: it cuts the sums of 8-bit weights, so what is "
+            "measured here would not be true there; run the stage on such a processor, or set target to auto."
+        )
     activations = target.activations if params.activations == "auto" else params.activations
     warned = warnings(target, activations, params.runtimes)
     for sentence in warned:

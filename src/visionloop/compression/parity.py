@@ -101,15 +101,13 @@ def check_golden(model: OnnxModel, card: ModelCard, folder: Path) -> None:
     if error <= ELSEWHERE:
         return
     made, here = card.lineage.get(PROCESSOR, "unknown"), processor()
-    cause = "this is another processor or runtime than where it was made; run `dvc repro` on a machine like this one."
+    cause = "this is another processor or runtime than where it was made"
     if card.precision == "int8" and (made, here) == ("cpu-vnni", "cpu"):
-        cause = (
-            "it was quantized on a processor with VNNI, and this one has none, so that sums of 8-bit weights are cut; run "
-            "`dvc repro quantize` on a machine like this one."
-        )
+        cause = "it was quantized on a processor with VNNI, and this one has none, so that sums of 8-bit weights are cut"
     raise ArtifactError(
         f"The model in {folder} answers {len(golden.images)} golden images otherwise here: its logits are {error:.2f} of "
-        f"their spread away, and {ELSEWHERE:g} is allowed. Probably {cause}"
+        f"their spread away, and {ELSEWHERE:g} is allowed. Probably {cause}; on a machine like this one run "
+        "`dvc repro --force --single-item quantize`, then `dvc repro`."
     )
 
 

@@ -24,7 +24,7 @@ from visionloop.compression.parity import logit_error
 from visionloop.compression.quantize import Calibration, Quantizer, Recipe, calibration_indices, chained, half, products
 from visionloop.compression.repairs import bias_corrected, equalised, smoothed
 from visionloop.compression.sensitivity import LayerError, layer_errors
-from visionloop.compression.targets import Activations, Profile
+from visionloop.compression.targets import Activations, Profile, processor
 from visionloop.errors import ArtifactError
 from visionloop.progress import note
 from visionloop.runtime import Floats, Images, OnnxModel, compare_latency, openvino_computes_bf16
@@ -83,6 +83,11 @@ class Space:
     activations: Activations
     calibration_images: int  # at most
     seconds: float  # after these nothing new is begun
+
+    @property
+    def saturates_unseen(self) -> bool:
+        """Whether sums are cut on the target and not here, where nothing then tells that 8-bit weights are wrong."""
+        return self.profile.saturates and processor() == "cpu-vnni"
 
 
 def search(
@@ -155,12 +160,13 @@ class _One:
     def _integers(self, quantizer: Quantizer, *, is_first: bool) -> None:
         self.quantizer = quantizer
         graph = quantizer.graph.graph
-        self.best = Recipe(chained(graph), activations=self.space.activations)
+        self.best = Recipe(chained(graph), activations=self.space.activations, seven_bits=self.space.saturates_unseen)
         data = quantizer.static(self.best)
         self.error = self._error(data)
         self._form("int8 as is", data, self._words(self.best), precision="int8", error=self.error)
         self._trial("int8 as is", self.error, taken=True, reason="where the search begins")
-        if self.space.profile.saturates:  # whatever the time is: without, INT8 is often wrong there
+        if self.space.profile.saturates and not self.space.saturates_unseen:
+            # Whatever the time is: without, INT8 is often wrong there.
             self._better("7-bit weights", replace(self.best, seven_bits=True), is_needed=True)
         if self._in_time("only products in integers"):
             self._operators(replace(self.best, operators=products(graph)))
@@ -333,6 +339,8 @@ class _One:
         never = _OTHERS_COUNT if name == _DYNAMIC else ""
         if precision == "int8" and self.space.activations == "int8" and self.space.profile.activations == "uint8":
             never = "signed activations are known to be slow on x86 and are not shipped"
+        if precision == "int8" and self.space.activations == "uint8" and self.space.profile.target == "tensorrt":
+            never = "TensorRT takes no uint8 activations"
         full = f"{self.network.name} {name}".strip()
         self.found.forms.append(Form(full, data, precision, error=error, says=says, never=never, network=self.network.name))
 

@@ -72,7 +72,8 @@ def warnings(chosen: Profile, activations: Activations, runtimes: Sequence[str])
         )
     if not chosen.measured_here:
         said.append(
-            f"The target {chosen.target} is not this machine's processor: accuracy and size are measured, speed is not."
+            f"The target {chosen.target} is not this machine's processor: accuracy and size are measured, speed is not. The "
+            "server of this project runs models on the processor; the file is for a server of yours."
         )
         if "openvino" in runtimes:
             said.append(f"OpenVINO does not run on {chosen.target}; quantize.runtimes is read as [onnxruntime].")

@@ -24,9 +24,14 @@ DATA = digits()
 IMAGES, LABELS = DATA.images[TRAIN][:200], DATA.labels[TRAIN][:200]
 
 
-def found(target: Target = "cpu", seconds: float = 60, **changes: object) -> Found:
+def found(target: Target = "cpu", seconds: float = 60, here: Target = "cpu", **changes: object) -> Found:
+    """A search for `target` as on a processor `here`: what is tried for a processor without VNNI depends on both."""
     space = {"runtimes": ("onnxruntime", "openvino"), "activations": "uint8", "calibration_images": 64, **changes}
-    return search([Network("", fresh_onnx("cnn"))], IMAGES, LABELS, Space(profile(target), seconds=seconds, **space))  # type: ignore[arg-type]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("visionloop.compression.search.processor", lambda: here)
+        return search(
+            [Network("", fresh_onnx("cnn"))], IMAGES, LABELS, Space(profile(target), seconds=seconds, **space)  # type: ignore[arg-type]
+        )
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +111,18 @@ def test_a_gpu_gets_half_precision_and_no_openvino() -> None:
     assert [form.name for form in gpu.forms] == ["fp32", "fp16", "int8 as is"]
     assert {form.never for form in gpu.forms} == {""}
     assert found("cpu", seconds=0, activations="int8").forms[1].never.startswith("signed activations are known to be slow")
+
+
+def test_tensorrt_is_shipped_no_unsigned_activations() -> None:
+    assert found("tensorrt", seconds=0, activations="uint8").forms[-1].never == "TensorRT takes no uint8 activations"
+    assert found("tensorrt", seconds=0, activations="int8").forms[-1].never == ""
+
+
+def test_seven_bits_need_no_proof_where_the_cut_sums_of_the_target_cannot_be_seen() -> None:
+    elsewhere, here = found("cpu", seconds=0, here="cpu-vnni"), found("cpu-vnni", seconds=0, here="cpu-vnni")
+    assert "7-bit weights" in next(form.says for form in elsewhere.forms if form.precision == "int8")
+    assert all("8-bit weights" not in form.says for form in elsewhere.forms)
+    assert "8-bit weights" in next(form.says for form in here.forms if form.precision == "int8")
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tritonclient.grpc import model_config_pb2 as pb
 
@@ -21,8 +23,10 @@ from serving.repository import (
 )
 from tests.helpers_serving import DEPLOY, LABELS, SPEC, calibrated, ship
 from visionloop.card import load_card
+from visionloop.compression.parity import Golden
 from visionloop.errors import ArtifactError, ConfigError, ServingError
-from visionloop.paths import CLASS_MEANS
+from visionloop.files import write_bytes
+from visionloop.paths import CLASS_MEANS, GOLDEN
 from visionloop.preprocess import PreprocessSpec
 
 
@@ -153,6 +157,32 @@ def test_a_new_model_is_the_next_version_and_the_old_one_stays_in_service(tmp_pa
     assert (release.champion, release.previous) == (5, 4)
     config = read_config((tmp_path / "repo/classifier/config.pbtxt").read_text(encoding="utf-8"))
     assert list(config.version_policy.specific.versions) == [4, 5]
+
+
+def _ship_otherwise(folder: Path, factor: float, seed: int = 0) -> None:
+    """A shipped folder whose golden logits are `factor` times what the model answers here."""
+    card = ship(folder, seed=seed)
+    golden = Golden.from_bytes((folder / GOLDEN).read_bytes())
+    write_bytes(folder / GOLDEN, replace(golden, logits=np.float32(factor) * golden.logits).to_bytes())
+    card.with_files(folder, tuple(card.files)).write(folder)
+
+
+def test_an_old_version_that_answers_otherwise_here_does_not_stand_in_the_way_of_a_new_one(tmp_path: Path) -> None:
+    """Triton loads both, or neither; the project may have moved to another machine."""
+    _ship_otherwise(tmp_path / "old", 2.0)
+    ship(tmp_path / "new", seed=1)
+    publish(tmp_path / "old", tmp_path / "repo", DEPLOY)
+    publish(tmp_path / "new", tmp_path / "repo", DEPLOY)
+    assert (read_release(tmp_path / "repo").champion, read_release(tmp_path / "repo").previous) == (2, None)
+
+
+def test_the_same_model_is_published_again_only_where_it_was_seen_to_answer_otherwise(tmp_path: Path) -> None:
+    ship(tmp_path / "shipped")
+    publish(tmp_path / "shipped", tmp_path / "repo", DEPLOY)
+    _ship_otherwise(tmp_path / "shipped", 1 + 1e-6)  # as sums in another order
+    assert publish(tmp_path / "shipped", tmp_path / "repo", DEPLOY) == (1, False)
+    _ship_otherwise(tmp_path / "shipped", 2.0)
+    assert publish(tmp_path / "shipped", tmp_path / "repo", DEPLOY) == (2, True)
 
 
 def test_a_model_of_another_shape_is_served_alone(tmp_path: Path, shipped: Path) -> None:
