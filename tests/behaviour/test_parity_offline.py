@@ -24,8 +24,9 @@ from visionloop.card import Calibration, load_card
 from visionloop.compression.choice import Budgets, Form, HeldOut, choose
 from visionloop.compression.export import onnx_bytes, torch_answers
 from visionloop.compression.graph import prepare
-from visionloop.compression.parity import Golden, accuracy, prove_parity
+from visionloop.compression.parity import PROCESSOR, Golden, accuracy, prove_parity
 from visionloop.compression.quantize import Quantizer, Recipe, chained
+from visionloop.compression.targets import processor
 from visionloop.config import load_params
 from visionloop.data.packing import PackedMeta
 from visionloop.data.policy import AugmentPolicy
@@ -151,6 +152,7 @@ def test_the_stages_ship_the_trained_model_and_repeat_themselves(tmp_path: Path,
     assert card.precision == "int8" and not card.quantization_aware
     assert card.notes[-1].startswith("INT8 is shipped, for ONNX Runtime: it loses ")
     assert card.runtime == shipped.runtime == "onnxruntime"
+    assert card.lineage[PROCESSOR] == processor()
     prove_parity(shipped, Golden.from_bytes(card.read_file(SHIPPED, GOLDEN)), tolerance=1e-4, name="the shipped model")
     assert card.metrics["test_accuracy"] == accuracy(shipped.run_all(DATA.images[TEST])[0], DATA.labels[TEST])
     assert card.metrics["val_accuracy"] == card.metrics["int8_val_accuracy"]

@@ -30,7 +30,10 @@ def found(target: Target = "cpu", seconds: float = 60, here: Target = "cpu", **c
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("visionloop.compression.search.processor", lambda: here)
         return search(
-            [Network("", fresh_onnx("cnn"))], IMAGES, LABELS, Space(profile(target), seconds=seconds, **space)  # type: ignore[arg-type]
+            [Network("", fresh_onnx("cnn"))],
+            IMAGES,
+            LABELS,
+            Space(profile(target), seconds=seconds, **space),  # type: ignore[arg-type]
         )
 
 

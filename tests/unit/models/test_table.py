@@ -28,6 +28,8 @@ def make(name: str, size: tuple[int, int], options: dict[str, Option] | None = N
         ("small_resnet", (8, 8), {"width": 8}, ("cnn", 32, (8, 8))),
         # After a stem of 2 the stages have 32 x 24, 16 x 12, 8 x 6 and 4 x 3; the second is the last with 7 a side.
         ("small_resnet", (64, 48), {"width": 8, "stages": 4}, ("cnn", 64, (16, 12))),
+        # From 128 pixels on the stem has a stride of 4: 40, 20, 10 a side, of which the last is still 7 and more.
+        ("small_resnet", (160, 160), {"width": 8, "stages": 3}, ("cnn", 32, (10, 10))),
         ("small_vit", (16, 24), {"width": 32, "stem": "conv"}, ("vit", 32, (4, 6))),
         ("small_vit", (64, 64), {"patch": 8}, ("vit", 96, (8, 8))),
         ("small_vit", (32, 32), {"stem": "tokenizer", "pooling": "sequence"}, ("vit", 96, (8, 8))),
@@ -51,6 +53,19 @@ def test_shapes_of_logits_embedding_and_heat_map(
     assert vectors.shape == (3, embedding)
     assert logits.dtype == vectors.dtype == torch.float32
     assert maps[0].shape[2:] == map_size
+
+
+@pytest.mark.parametrize(("stride", "window"), [(1, 3), (2, 3), (4, 7), (8, 15)])
+def test_a_stem_passes_over_no_pixel(stride: int, window: int) -> None:
+    model = make("small_resnet", (64, 64), {"width": 8, "stages": 2, "stem_stride": stride})
+    stem = model.network.get_submodule("stem")
+    assert isinstance(stem, torch.nn.Conv2d)
+    assert stem.kernel_size == (window, window)
+    pixels = torch.zeros(1, 3, 64, 64, requires_grad=True)
+    maps = stem(pixels)
+    assert maps.shape[2:] == (64 // stride, 64 // stride)
+    seen = torch.autograd.grad(maps.sum(), pixels)[0]
+    assert bool((seen[0].abs().sum(0) > 0).all())
 
 
 def test_normalisation_is_inside_and_a_flat_channel_stays_finite() -> None:

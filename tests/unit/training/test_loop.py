@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from visionloop.data.packing import PackedSplit
 from visionloop.data.policy import AugmentPolicy
 from visionloop.errors import ConfigError, DataError, TrainingError
 from visionloop.models import Family
-from visionloop.training import EpochRecord, TrainResult, clear_resume, train
+from visionloop.training import EpochRecord, TrainResult, building, clear_resume, loop, train
 from visionloop.training.bad_batch import load_bad_batch
+from visionloop.training.batches import Batch
+from visionloop.training.checkpoint import Checkpoints
 
 
 def run(folder: Path, family: Family = "cnn", **changes: Any) -> TrainResult:
@@ -158,7 +161,7 @@ def test_training_on_attacked_images_learns_and_resists(kind: str, tmp_path: Pat
         )
         for result in (hardened, plain)
     )
-    assert robust >= fragile
+    assert robust >= fragile + 0.15
 
 
 def test_each_batch_of_free_training_is_good_for_several_updates(tmp_path: Path) -> None:
@@ -186,6 +189,72 @@ def test_the_batch_that_made_the_loss_infinite_is_left_beside_the_checkpoint(tmp
     found = load_bad_batch(tmp_path / "after")
     assert len(found.batch.labels) == 16
     assert found.facts["not_finite"] == ["network.head.bias"]
+
+
+def test_what_an_earlier_epoch_saved_stays_when_a_later_one_ends_in_nan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = loop.train_batches
+
+    def poisoned(*arguments: Any, epoch: int, **more: Any) -> Iterator[Batch]:
+        for batch in batches(*arguments, epoch=epoch, **more):
+            yield batch if epoch < 3 else batch._replace(images=batch.images.float() * math.nan)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_batches", poisoned)
+        patch.setattr(Checkpoints, "due", lambda self: True)
+        with pytest.raises(
+            TrainingError, match=r"at step 1 of 6 in epoch 3; .* The last checkpoint, if an epoch was finished"
+        ):
+            run(tmp_path / "nan")
+    assert load_bad_batch(tmp_path / "nan").facts["epoch"] == 3
+    again = run(tmp_path / "nan")
+    assert again.resumed_after == 2
+    assert same_weights(again, run(tmp_path / "whole"))
+
+
+def test_a_clipped_gradient_moves_the_weights_less(tmp_path: Path) -> None:
+    """With plain steps, so that the length of a gradient is the length of its step."""
+    plain: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "epochs": 1, "warmup_epochs": 0}
+    still = run(tmp_path / "still", **plain, learning_rate=1e-12)
+    moved = {
+        limit: max(
+            float((after - before).abs().max())
+            for after, before in zip(
+                run(tmp_path / str(limit), **plain, gradient_clip_norm=limit).classifier.parameters(),
+                still.classifier.parameters(),
+                strict=True,
+            )
+        )
+        for limit in (0.0, 1e-4)
+    }
+    # Six steps of a rate of at most 0.01 and a norm of at most 0.0001.
+    assert moved[1e-4] < 6 * 0.01 * 1e-4 * 1.01 < 0.01 * moved[0.0]
+
+
+def test_a_vit_learns_from_the_cnns_answers_what_its_labels_do_not_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The labels of its images are dealt out anew, so that only the teacher knows."""
+    monkeypatch.chdir(tmp_path)
+    teacher = run(tmp_path / "teacher", "cnn", epochs=10)
+    card = building.card_for(teacher.classifier, worlds.meta())
+    Path("models/cnn").mkdir(parents=True)
+    torch.save(teacher.classifier.state_dict(), "models/cnn/model.pt")
+    card.with_files(Path("models/cnn"), ("model.pt",)).write(Path("models/cnn"))
+    data = worlds.split(96, 0)
+    wrong = PackedSplit(data.images, np.random.default_rng(0).permutation(data.labels), data.ids)
+
+    alone = worlds.params(epochs=12, distillation_share=1.0)
+    taught = alone.model_copy(update={"vit": alone.vit.model_copy(update={"teacher": "cnn"})})
+    accuracy = {
+        name: train("vit", wrong, worlds.split(48, 1), worlds.meta(), params, resume=tmp_path / name)
+        .history[-1]
+        .val_accuracy
+        for name, params in (("alone", alone), ("taught", taught))
+    }
+    assert accuracy["taught"] >= 0.85
+    assert accuracy["alone"] <= 0.6
 
 
 def test_refusals(tmp_path: Path) -> None:
