@@ -157,11 +157,11 @@ def test_training_on_attacked_images_learns_and_resists(kind: str, tmp_path: Pat
     assert hardened.best.val_accuracy >= 0.8
     robust, fragile = (
         accuracy_under_attack(
-            result.classifier, torch.from_numpy(data.images), torch.from_numpy(data.labels), epsilon=40.0, steps=10
+            result.classifier, torch.from_numpy(data.images), torch.from_numpy(data.labels), epsilon=20.0, steps=10
         )
         for result in (hardened, plain)
     )
-    assert robust >= fragile + 0.15
+    assert robust >= fragile + 0.4  # 0.77 to 1 against 0.15
 
 
 def test_each_batch_of_free_training_is_good_for_several_updates(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_a_clipped_gradient_moves_the_weights_less(tmp_path: Path) -> None:
     still = run(tmp_path / "still", **plain, learning_rate=1e-12)
     moved = {
         limit: max(
-            float((after - before).abs().max())
+            float((after - before).detach().abs().max())
             for after, before in zip(
                 run(tmp_path / str(limit), **plain, gradient_clip_norm=limit).classifier.parameters(),
                 still.classifier.parameters(),
@@ -238,7 +238,9 @@ def test_a_vit_learns_from_the_cnns_answers_what_its_labels_do_not_tell(
     """The labels of its images are dealt out anew, so that only the teacher knows."""
     monkeypatch.chdir(tmp_path)
     teacher = run(tmp_path / "teacher", "cnn", epochs=10)
-    card = building.card_for(teacher.classifier, worlds.meta())
+    card = building.card_for(teacher.classifier, worlds.meta()).model_copy(
+        update={"architecture_options": worlds.params().cnn.options}
+    )
     Path("models/cnn").mkdir(parents=True)
     torch.save(teacher.classifier.state_dict(), "models/cnn/model.pt")
     card.with_files(Path("models/cnn"), ("model.pt",)).write(Path("models/cnn"))
