@@ -8,6 +8,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from tests.torch_models import OPSET, Family, fresh, fresh_onnx
 from visionloop.compression.choice import Budgets, Choice, HeldOut, choose
 from visionloop.compression.contract import check_graph
 from visionloop.compression.export import onnx_bytes
+from visionloop.compression.graph import weighted_nodes
 from visionloop.compression.page import COLUMNS, About, as_csv, as_json, as_page
 from visionloop.compression.search import Found, Network, Space, search
 from visionloop.compression.targets import Target, processor, profile, warnings
@@ -68,9 +70,24 @@ def test_every_kind_of_change_is_tried_and_the_forms_run_in_both_runtimes(whole:
     assert next(form.error for form in whole.forms if form.name == "int8") <= whole.trials[1].error  # type: ignore[operator]
 
 
+def test_the_first_layer_stays_float_in_openvino_where_that_lowers_its_error(whole: Found) -> None:
+    ending = ", first layer in float, openvino"
+    trials = {trial.name: trial for trial in whole.trials if trial.name.endswith(ending)}
+    forms = {form.name: form for form in whole.forms}
+    assert trials
+    for name, trial in trials.items():
+        in_integers = forms[f"{name.removesuffix(ending)}, openvino"]
+        assert trial.error is not None
+        assert trial.taken == (name in forms) == (trial.error < 0.97 * in_integers.error)
+        if trial.taken:
+            first = weighted_nodes(onnx.load_from_string(whole.forms[0].data).graph)[0].name
+            assert first in forms[name].says and forms[name].runtime == "openvino"
+
+
 def test_a_search_without_time_has_the_forms_that_are_needed_and_says_what_was_left_out() -> None:
     short = found(seconds=0)
-    assert [form.name for form in short.forms] == ["fp32", "int8 as is", "int8", "fp32, openvino", "int8, openvino"]
+    names = [form.name for form in short.forms if "first layer" not in form.name]
+    assert names == ["fp32", "int8 as is", "int8", "fp32, openvino", "int8, openvino"]
     assert short.timed_out and short.layers == []
     left = {trial.name for trial in short.trials if trial.reason == "no time was left; raise quantize.search_seconds"}
     assert {"only products in integers", "SmoothQuant", "dynamic ranges"} <= left
