@@ -6,8 +6,11 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Literal
+
+import psutil
 
 from visionloop.errors import ConfigError, VisionloopError
 from visionloop.paths import IMAGES, PARAMS, RUN
@@ -45,6 +48,11 @@ def run_stage(main: Callable[[], None]) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def seconds_so_far() -> float:
+    """Since this process began, its imports too."""
+    return round(time.time() - psutil.Process().create_time(), 1)
 
 
 def spin_briefly() -> None:

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 
-from pipeline.stages import run_stage
+from pipeline.stages import run_stage, seconds_so_far
 from visionloop.card import load_calibration
 from visionloop.compression.export import Calibrated, onnx_bytes, torch_answers
 from visionloop.compression.parity import Golden, prove_parity
@@ -47,6 +47,7 @@ def main() -> None:
         EXPORT_REPORT,
         {
             "opset": params.opset,
+            "seconds": seconds_so_far(),
             "megabytes": len(data) / 1e6,
             "golden_images": len(ids),
             "temperature": calibration.temperature,

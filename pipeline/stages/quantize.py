@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.stages import run_stage
+from pipeline.stages import run_stage, seconds_so_far
 from visionloop.card import ModelCard, load_card
 from visionloop.compression import page, variants
 from visionloop.compression.choice import BATCH_SIZES, BEFORE, QAT, Budgets, Choice, HeldOut, choose, flat, worth_training
@@ -120,7 +120,7 @@ def main() -> None:
     about = page.About(target.target, machine, warned, _over_first(choice, card))
     # Sentences in lists: `dvc metrics show` would make columns of them.
     words = {"shipped": chosen.precision, "reason": [choice.reason], "runtime": [chosen.runtime], "machine": [machine]}
-    write_json(QUANTIZE_REPORT, {**words, **shipped, **figures})
+    write_json(QUANTIZE_REPORT, {**words, "seconds": seconds_so_far(), **shipped, **figures})
     write_text(VARIANTS, variants.variants_csv(forms))
     write_json(COMPRESSION_REPORT, page.as_json(choice, found, about))
     write_text(COMPRESSION_TABLE, page.as_csv(choice))

@@ -331,7 +331,7 @@ class _One:
         self._in_openvino(moved, f"{form.name}, first layer in float, openvino", "fp32", below=below)
 
     def _in_openvino(self, form: Form, name: str, compute: Compute, below: float = float("inf")) -> float | None:
-        """A form with the error that it has there, where that is `below`; the runtimes do not round the same integers alike."""
+        """A form with the error that it has there, where that is `below`; the same integers are not rounded alike."""
         moved = replace(form, name=name, runtime="openvino", compute=compute)
         try:
             error = logit_error(self.expected, moved.load(1).run_all(self.probes)[0])
