@@ -20,7 +20,7 @@ from visionloop.errors import ConfigError, DataError, TrainingError
 from visionloop.models import Family
 from visionloop.training import EpochRecord, TrainResult, building, clear_resume, loop, train
 from visionloop.training.bad_batch import load_bad_batch
-from visionloop.training.batches import Batch
+from visionloop.training.batches import Batch, train_batches
 from visionloop.training.checkpoint import Checkpoints
 
 
@@ -194,7 +194,7 @@ def test_the_batch_that_made_the_loss_infinite_is_left_beside_the_checkpoint(tmp
 def test_what_an_earlier_epoch_saved_stays_when_a_later_one_ends_in_nan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batches = loop.train_batches
+    batches = train_batches
 
     def poisoned(*arguments: Any, epoch: int, **more: Any) -> Iterator[Batch]:
         for batch in batches(*arguments, epoch=epoch, **more):

@@ -17,7 +17,7 @@ LABELS = torch.from_numpy(RNG.choice(5, 97, p=(0.5, 0.2, 0.2, 0.1, 0)))  # class
 
 def tallied(places: torch.Tensor) -> torch.Tensor:
     """Of the rows `places`; their numbers stand for the images."""
-    batches = [Batch(part, LABELS[part]) for part in places.split(20)]
+    batches = [Batch(part, LABELS[part]) for part in torch.split(places, 20)]
     return tally(lambda images: (LOGITS[images], images), batches, 5, torch.device("cpu"))
 
 
