@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 TRAIN = """
 import sys, torch
 from pathlib import Path
@@ -39,13 +41,14 @@ def start(code: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
 
 
-def test_sigkill_and_resume_end_with_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("after", [1, 5, 11])
+def test_sigkill_and_resume_end_with_the_same_bits(after: int, tmp_path: Path) -> None:
     resume = tmp_path / "killed"
     code = TRAIN.format(folder=str(Path(__file__).parent), resume=str(resume))
     with start(code) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith("epoch 5 "):
+            if line.startswith(f"epoch {after} "):
                 break
         deadline = time.monotonic() + 60
         while not (resume / "checkpoint.bin").exists() and time.monotonic() < deadline:

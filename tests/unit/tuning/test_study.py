@@ -165,6 +165,19 @@ def test_trials_that_fall_behind_are_stopped(tmp_path: Path) -> None:
     assert max(last.intermediate_values) == 2, "the first third of the epochs is left alone"
 
 
+def test_hyperband_stops_hopeless_trials_early_and_the_best_is_whole(tmp_path: Path) -> None:
+    rates = [0.01, 0.012, *(factor * 1e-7 for factor in range(1, 11))]
+    space = {"train.cnn.learning_rate": {"choices": rates}}
+    tuning = study(plan(space=space, sampler="grid", pruner="hyperband", trials=12, epochs=9), tmp_path)
+    tuning.work()
+    trials = tuning.trials()
+    pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
+    assert len(pruned) >= 3
+    assert min(max(trial.intermediate_values) for trial in pruned) <= 3, "the first rungs are after 1 and 3 of 9 epochs"
+    whole = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    assert max(whole, key=lambda trial: trial.values[0]).params["train.cnn.learning_rate"] >= 0.01
+
+
 def test_latency_is_measured_once_for_a_network(tmp_path: Path) -> None:
     space = {"train.cnn.options.width": {"choices": [8, 64]}, "train.batch_size": {"choices": [16, 32]}}
     tuning = study(plan(space=space, sampler="grid", objectives=("accuracy", "latency"), trials=4, epochs=1), tmp_path)
