@@ -137,8 +137,8 @@ def trainings(root: Path = Path()) -> summary.Table:
     )
     reached = "reached" if summed["mean"] >= 0.94 else "not reached"
     notes = (
-        f"Photos: of {photos['compared_photos']} test images only ours names {photos['only_ours_right']} rightly, only the other "
-        f"{photos['only_usual_right']}. torchvision's script runs with its defaults, which are meant for more epochs and for "
+        f"Photos: of {photos['compared_photos']} test images only ours names {photos['only_ours_right']} rightly, only the "
+        f"other {photos['only_usual_right']}. torchvision's script has its defaults, which are meant for more epochs and "
         f"eight GPUs: a weak rival here. {_source(photos, 'clothing_accuracy')}",
         f"CIFAR-10: the goal of 94 % is {reached}. {_source(cifar['seeds'][-1], 'cifar10_speed')}",
     )
