@@ -301,7 +301,7 @@ def test_serving_leaves_the_repository_as_it_was_published(served: Served) -> No
         str(path.relative_to(served.folder / "model_repository")) for path in (served.folder / "model_repository").rglob("*")
     }
     assert not any("__pycache__" in name for name in names)
-    assert len(names) == 13
+    assert len(names) == 14
 
 
 @pytest.mark.parametrize(
