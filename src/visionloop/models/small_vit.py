@@ -2,13 +2,15 @@
 
 Pre-norm blocks, learnt positions, and the mean over the patches in place of a class token, which trains better on few
 images (Beyer et al. 2022, arXiv:2205.01580). With the stem "tokenizer", the pooling "sequence" and a stochastic depth it is
-the Compact Convolutional Transformer of Hassani et al. 2021, arXiv:2104.05704. Does not cover pretrained weights, which do
+the Compact Convolutional Transformer of Hassani et al. 2021, arXiv:2104.05704. With the stem "whitened" it starts as the
+speed-run network does, and learns in few passes. Does not cover pretrained weights, which do
 not exist for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -33,13 +35,15 @@ from visionloop.models.network import (
     with_mirror_images,
     yes_or_no,
 )
+from visionloop.models.speed_net import Group, Whitening, normalise_filters
 
 NAME = "small_vit"
 OPTIONS = (
-    "patch", "width", "depth", "heads", "mlp_ratio", "dropout", "stem", "pooling", "stochastic_depth", "flip_average",
+    "patch", "width", "depth", "heads", "mlp_ratio", "dropout", "stem", "stem_width", "pooling", "stochastic_depth",
+    "flip_average",
     *CHOICES,
 )  # fmt: skip
-STEMS = ("patch", "conv", "tokenizer")
+STEMS = ("patch", "conv", "tokenizer", "whitened")
 POOLINGS = ("mean", "sequence")
 # Attention grows with the square of the patches: at 4,096 of them one head's table for one image has 64 MB.
 MAX_PATCHES = 4096
@@ -62,6 +66,7 @@ class SmallViT(Network):
         mlp_ratio: int,
         dropout: float,
         stem: str,
+        stem_width: int,
         pooling: str,
         stochastic_depth: float,
         flip_average: bool,
@@ -70,9 +75,14 @@ class SmallViT(Network):
     ) -> None:
         super().__init__()
         self.flip_average = flip_average
-        self.grid = (image_size[0] // patch, image_size[1] // patch)
-        makers = {"patch": _patch_stem, "conv": _conv_stem, "tokenizer": _tokenizer}
-        self.stem = makers[stem](patch, width, activation or nn.ReLU)
+        sides = image_size
+        if stem == "whitened":
+            self.stem: nn.Module = _WhitenedStem(patch, stem_width, width)
+            sides = (image_size[0] - 1, image_size[1] - 1)  # what a 2x2 convolution leaves
+        else:
+            makers = {"patch": _patch_stem, "conv": _conv_stem, "tokenizer": _tokenizer}
+            self.stem = makers[stem](patch, width, activation or nn.ReLU)
+        self.grid = (sides[0] // patch, sides[1] // patch)
         self.positions = nn.Parameter(torch.empty(1, self.grid[0] * self.grid[1], width))
         self.blocks = nn.Sequential(
             *(
@@ -93,7 +103,7 @@ class SmallViT(Network):
         self.head = nn.Linear(width, num_classes)
         nn.init.trunc_normal_(self.positions, std=0.02)
         if initialisation is not None:
-            initialise(self, initialisation)
+            initialise(self.blocks if stem == "whitened" else self, initialisation)
             return
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -113,6 +123,16 @@ class SmallViT(Network):
         else:
             pooled = (self.weigh(tokens).softmax(1).transpose(1, 2) @ tokens).squeeze(1)
         return mean_of_views(pooled, count) if both else pooled
+
+    def prepare(self, images: Tensor) -> None:
+        """With the stem "whitened", see `Whitening.prepare`."""
+        if isinstance(self.stem, _WhitenedStem):
+            self.stem.whiten.prepare(images)
+
+    def after_step(self) -> None:
+        """With the stem "whitened", see `normalise_filters`."""
+        if isinstance(self.stem, _WhitenedStem):
+            normalise_filters(self.stem.groups)
 
     def gradcam_layer(self) -> GradcamLayer:
         """The first block's first norm: the patches before any attention has mixed them."""
@@ -236,16 +256,34 @@ def _tokenizer(patch: int, width: int, activation: Callable[[], nn.Module]) -> n
     return nn.Sequential(*layers)
 
 
+class _WhitenedStem(nn.Module):
+    """The start of the speed-run network (Jordan 2024, arXiv:2404.00498): whitened patches, then a group for each halving."""
+
+    def __init__(self, patch: int, stem_width: int, width: int) -> None:
+        super().__init__()
+        self.whiten = Whitening()
+        halvings = patch.bit_length() - 1
+        channels = (self.whiten.out_channels, *[stem_width] * (halvings - 1), width)
+        self.groups = nn.Sequential(*(Group(before, after, 2) for before, after in pairwise(channels)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps: Tensor = self.groups(F.gelu(self.whiten(images)))
+        return maps
+
+
 def build(num_classes: int, image_size: tuple[int, int], options: Mapping[str, Option]) -> SmallViT:
-    """Build from `options`: `patch` (pixels), `width`, `depth`, `heads`, `mlp_ratio`, `dropout`, `stem`, `pooling`,
-    `stochastic_depth`, `activation` (unless named, ReLU in the stem and GELU in the blocks) and `initialisation` (see
-    `choices.initialise`; unless named, Xavier's uniform for linear layers and torch's own for convolutions).
+    """Build from `options`: `patch` (pixels), `width`, `depth`, `heads`, `mlp_ratio`, `dropout`, `stem`, `stem_width`,
+    `pooling`, `stochastic_depth`, `activation` (unless named, ReLU in the stem and GELU in the blocks; the stem "whitened" has
+    GELU) and `initialisation` (see `choices.initialise`; unless named, Xavier's uniform for linear layers and torch's own for
+    convolutions; the stem "whitened" keeps its filters).
 
     The stem "patch" is one convolution with the patch as its stride. "conv" halves the image by overlapping convolutions of
-    stride 2 down to the same grid, "tokenizer" by convolutions and poolings; both learn more from few images and want
-    `patch` to be a power of two. The pooling "sequence" lets the network weigh the tokens, "mean" takes all alike.
-    `stochastic_depth` is the share of images for which the last block is left out in training; the first never is. With
-    `flip_average`, answers in use are the mean over the image and its mirror image, at twice the work.
+    stride 2 down to the same grid, "tokenizer" by convolutions and poolings, "whitened" by whitened patches and two
+    convolutions with norms and GELU a halving, all but the last `stem_width` wide, down to a grid of (side - 1) // patch.
+    These three learn more from few images and want `patch` to be a power of two. The pooling "sequence" lets the network
+    weigh the tokens, "mean" takes all alike. `stochastic_depth` is the share of images for which the last block is left out
+    in training; the first never is. With `flip_average`, answers in use are the mean over the image and its mirror image, at
+    twice the work.
 
     Raises:
         ConfigError: an option is unknown or out of its range, or the image cannot be cut into such patches.
@@ -273,8 +311,13 @@ def build(num_classes: int, image_size: tuple[int, int], options: Mapping[str, O
         raise ConfigError(
             f"{NAME}: the stem '{stem}' halves the image again and again; make 'patch' {patch} a power of two."
         )
-    if stem == "tokenizer" and patch == 1:
-        raise ConfigError(f"{NAME}: the stem 'tokenizer' halves the image at least once; make 'patch' 2 or more.")
+    if stem in ("tokenizer", "whitened") and patch == 1:
+        raise ConfigError(f"{NAME}: the stem '{stem}' halves the image at least once; make 'patch' 2 or more.")
+    if stem == "whitened" and min(image_size) <= patch:
+        raise ConfigError(
+            f"{NAME}: the stem 'whitened' leaves no patch of images of {height} x {width_pixels} pixels and a 'patch' of "
+            f"{patch}; make 'patch' smaller."
+        )
     return SmallViT(
         num_classes,
         image_size=image_size,
@@ -285,6 +328,7 @@ def build(num_classes: int, image_size: tuple[int, int], options: Mapping[str, O
         mlp_ratio=whole_number(NAME, options, "mlp_ratio", default=2, low=1, high=8),
         dropout=number(NAME, options, "dropout", default=0.0, low=0.0, below=1.0),
         stem=stem,
+        stem_width=whole_number(NAME, options, "stem_width", default=64, low=24, high=1024),
         pooling=chosen(NAME, options, "pooling", POOLINGS, default="mean"),
         stochastic_depth=number(NAME, options, "stochastic_depth", default=0.0, low=0.0, below=1.0),
         flip_average=yes_or_no(NAME, options, "flip_average"),

@@ -60,10 +60,8 @@ class SpeedNet(Network):
         super().__init__()
         self.flip_average = flip_average
         self._rates = (bias_rate, head_rate)
-        directions = 3 * _PATCH**2
-        self.whiten = nn.Conv2d(3, 2 * directions, _PATCH, bias=False)
-        self.whiten.weight.requires_grad_(False)
-        channels = (2 * directions, *widths)
+        self.whiten = Whitening()
+        channels = (self.whiten.out_channels, *widths)
         self.groups = nn.ModuleList(Group(channels[index], channels[index + 1], convolutions) for index in range(_GROUPS))
         sides = [(image_side - _PATCH + 1) // 2 ** (index + 1) for index in range(_GROUPS)]
         self._gradcam_group = max((index for index, side in enumerate(sides) if side >= LEAST_MAP_SIDE), default=0)
@@ -81,7 +79,7 @@ class SpeedNet(Network):
         count = images.shape[0]  # `len` would fix the batch of an exported graph
         if both:
             images = torch.cat([images, images.flip(3)])
-        maps = F.gelu(self._whitened(images))
+        maps = F.gelu(self.whiten(images))
         for group in self.groups:
             maps = group(maps)
         pooled = F.max_pool2d(maps, maps.shape[2:])
@@ -89,17 +87,46 @@ class SpeedNet(Network):
             pooled = (pooled[:count] + pooled[count:]) / 2
         return pooled.flatten(1)
 
-    def _whitened(self, images: Tensor) -> Tensor:
+    def prepare(self, images: Tensor) -> None:
+        """See `Whitening.prepare`."""
+        self.whiten.prepare(images)
+
+    def learning_rate_scales(self) -> Mapping[str, float]:
+        """`bias_rate` for the biases of the norms, `head_rate` for the head."""
+        bias_rate, head_rate = self._rates
+        biases = {name: bias_rate for name, _ in self.named_parameters() if name.endswith(".bias")}
+        return {**biases, "head.weight": head_rate}
+
+    def after_step(self) -> None:
+        """See `normalise_filters`."""
+        normalise_filters(self.groups)
+
+    def gradcam_layer(self) -> GradcamLayer:
+        """The deepest group whose map is large enough, else the first."""
+        return GradcamLayer(self.groups[self._gradcam_group], both_views if self.flip_average else same)
+
+
+class Whitening(nn.Conv2d):
+    """A frozen convolution of 2x2 whose filters are the principal directions of the images' patches, and their negatives.
+
+    Images float [N, 3, H, W] to float [N, 24, H - 1, W - 1], each channel of variance 1 over the images of `prepare`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(3, 2 * 3 * _PATCH**2, _PATCH, bias=False)
+        self.weight.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
         """Whitening divides by small deviations, and so blows up what bfloat16 rounds off; it takes a 400th of the work."""
-        if not torch.is_autocast_enabled(images.device.type):
-            whitened: Tensor = self.whiten(images)
-            return whitened
-        with torch.autocast(images.device.type, enabled=False):
-            return self.whiten(images).to(torch.get_autocast_dtype(images.device.type))  # type: ignore[no-any-return]
+        kind = images.device.type
+        if not torch.is_autocast_enabled(kind):
+            return super().forward(images)
+        with torch.autocast(kind, enabled=False):
+            return super().forward(images).to(torch.get_autocast_dtype(kind))
 
     @torch.no_grad()
     def prepare(self, images: Tensor) -> None:
-        """Set the first filters to the principal directions of 2x2 patches over their deviations, and to their negatives.
+        """Set the filters to the principal directions of 2x2 patches over their deviations, and to their negatives.
 
         `images` float [N, 3, H, W], normalised; a few thousand are enough.
         """
@@ -112,28 +139,19 @@ class SpeedNet(Network):
             count += len(patches)
         variances, directions = torch.linalg.eigh(moments / count)
         filters = (directions / torch.sqrt(variances + _WHITENING_EPSILON)).T.view(size, 3, _PATCH, _PATCH)
-        self.whiten.weight.copy_(torch.cat([filters, -filters]))
+        self.weight.copy_(torch.cat([filters, -filters]))
 
-    def learning_rate_scales(self) -> Mapping[str, float]:
-        """`bias_rate` for the biases of the norms, `head_rate` for the head."""
-        bias_rate, head_rate = self._rates
-        biases = {name: bias_rate for name, _ in self.named_parameters() if name.endswith(".bias")}
-        return {**biases, "head.weight": head_rate}
 
-    @torch.no_grad()
-    def after_step(self) -> None:
-        """Bring every trained filter bank back to the norm of as many unit vectors as it has filters.
+@torch.no_grad()
+def normalise_filters(groups: nn.Module) -> None:
+    """Bring every trained filter bank back to the norm of as many unit vectors as it has filters.
 
-        A batch norm follows each, so the answer stays the same; what changes is how far the next step of Muon, whose length
-        does not depend on the weights, turns them.
-        """
-        for weight in self.groups.parameters():
-            if weight.ndim == 4 and weight.requires_grad:
-                weight.mul_(len(weight) ** 0.5 / weight.norm())
-
-    def gradcam_layer(self) -> GradcamLayer:
-        """The deepest group whose map is large enough, else the first."""
-        return GradcamLayer(self.groups[self._gradcam_group], both_views if self.flip_average else same)
+    A batch norm follows each, so the answer stays the same; what changes is how far the next step of Muon, whose length
+    does not depend on the weights, turns them.
+    """
+    for weight in groups.parameters():
+        if weight.ndim == 4 and weight.requires_grad:
+            weight.mul_(len(weight) ** 0.5 / weight.norm())
 
 
 class Group(nn.Module):

@@ -179,6 +179,7 @@ def test_attention_of_the_own_network_gives_its_answers() -> None:
         ("speed_net", 32, {"width": 24, "width2": 24}),
         ("small_vit", 16, {"width": 16, "depth": 2}),
         ("small_vit", 16, {"width": 16, "depth": 2, "stem": "tokenizer", "pooling": "sequence", "flip_average": True}),
+        ("small_vit", 32, {"width": 24, "depth": 2, "stem": "whitened", "flip_average": True}),
         ("resnet18", 32, {}),
         ("mobilenet_v3_small", 64, {}),
         ("efficientnet_b0", 32, {}),

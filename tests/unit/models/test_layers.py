@@ -21,6 +21,7 @@ def make(name: str, size: int = 64, options: dict[str, Option] | None = None) ->
         ("small_resnet", {"blocks": 2}, 1 + 6 + 1),
         ("small_vit", {"depth": 3, "stem": "conv"}, 1 + 3 + 1),
         ("small_vit", {"depth": 3, "stem": "tokenizer", "pooling": "sequence"}, 1 + 3 + 1 + 1),  # the pooling has weights
+        ("small_vit", {"depth": 3, "stem": "whitened"}, 1 + 3 + 1),
         ("resnet18", {}, 1 + 8 + 1),
         ("mobilenet_v3_small", {}, 1 + 11 + 2 + 1),  # a convolution and a linear layer stand before the head
         ("efficientnet_b0", {}, 1 + 16 + 1 + 1),

@@ -12,6 +12,7 @@ from visionloop import models
 from visionloop.card import ModelCard
 from visionloop.compression.export import onnx_bytes, torch_answers
 from visionloop.compression.quantize import Recipe, quantize
+from visionloop.errors import ConfigError
 from visionloop.models.network import Option
 from visionloop.models.small_vit import SmallViT, _attend, _Skip, build
 from visionloop.preprocess import PreprocessSpec
@@ -39,6 +40,55 @@ def test_the_tokenizer_answers_like_the_papers_convolution_relu_and_pooling() ->
     assert torch.equal(network.stem(images()), maps)
     # 3 x 64 and 64 x 32 filters of 3 x 3, without biases.
     assert sum(parameter.numel() for parameter in network.stem.parameters()) == (3 * 64 + 64 * 32) * 9
+
+
+def whitened(size: tuple[int, int] = (16, 24), **options: Option) -> SmallViT:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build(10, size, {**COMPACT, "stem": "whitened", "stem_width": 24, **options})
+
+
+def test_the_whitened_stem_starts_as_the_identity_on_whitened_patches_and_halves_twice() -> None:
+    network = whitened().eval()
+    assert network.grid == (3, 5)  # 15 x 23 positions, halved twice
+    assert tuple(network.embed(images()).shape) == (3, 32)
+    network.prepare(images(400))
+    maps = F.conv2d(images(400), network.stem.whiten.weight)  # type: ignore[union-attr, arg-type]
+    covariance = torch.cov(maps[:, :12].transpose(0, 1).flatten(1))
+    assert torch.allclose(covariance, torch.eye(12), atol=0.02)  # less what 5e-4 takes, over 138,000 patches
+    # 24 channels pass through filters that begin as the identity, so the maxima of the whitened patches come out first.
+    groups = network.stem.groups(F.gelu(maps))  # type: ignore[operator, union-attr]
+    by_hand = F.gelu(maps)
+    for _ in range(2):  # a fresh norm in use divides by the root of 1 + 1e-5
+        by_hand = F.gelu(F.gelu(F.max_pool2d(by_hand, 2)))
+    assert torch.allclose(groups[:, :24], by_hand, atol=1e-3)
+
+
+def test_the_whitened_stem_stays_frozen_and_its_filters_keep_their_norm() -> None:
+    network = whitened()
+    learning = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert "stem.whiten.weight" not in learning
+    assert "stem.groups.0.convolutions.0.weight" in learning
+    blocks = {name: value.detach().clone() for name, value in network.blocks.named_parameters()}
+    with torch.no_grad():
+        for parameter in network.stem.parameters():
+            parameter.mul_(3)
+    network.after_step()
+    for name, parameter in network.stem.named_parameters():
+        if "convolutions" in name:
+            assert float(parameter.detach().norm()) == pytest.approx(len(parameter) ** 0.5, rel=1e-5)
+    assert all(torch.equal(blocks[name], value) for name, value in network.blocks.named_parameters())
+    compact().after_step()  # other stems have nothing to bring back
+    fresh = compact()
+    before = [parameter.detach().clone() for parameter in fresh.parameters()]
+    fresh.prepare(images(10))
+    assert all(torch.equal(old, new) for old, new in zip(before, fresh.parameters(), strict=True))
+
+
+def test_an_image_of_one_patch_is_too_small_for_the_whitened_stem() -> None:
+    with pytest.raises(ConfigError, match="leaves no patch of images of 4 x 8 pixels and a 'patch' of 4"):
+        whitened((4, 8))
+    assert whitened((8, 8)).grid == (1, 1)
 
 
 def test_sequence_pooling_is_a_mean_weighed_by_a_softmax_over_the_tokens() -> None:
