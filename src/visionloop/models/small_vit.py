@@ -257,7 +257,7 @@ def _tokenizer(patch: int, width: int, activation: Callable[[], nn.Module]) -> n
 
 
 class _WhitenedStem(nn.Module):
-    """The start of the speed-run network (Jordan 2024, arXiv:2404.00498): whitened patches, then a group for each halving."""
+    """The start of the speed-run network (Jordan 2024, arXiv:2404.00498): whitened patches, a group for each halving."""
 
     def __init__(self, patch: int, stem_width: int, width: int) -> None:
         super().__init__()
@@ -273,9 +273,9 @@ class _WhitenedStem(nn.Module):
 
 def build(num_classes: int, image_size: tuple[int, int], options: Mapping[str, Option]) -> SmallViT:
     """Build from `options`: `patch` (pixels), `width`, `depth`, `heads`, `mlp_ratio`, `dropout`, `stem`, `stem_width`,
-    `pooling`, `stochastic_depth`, `activation` (unless named, ReLU in the stem and GELU in the blocks; the stem "whitened" has
-    GELU) and `initialisation` (see `choices.initialise`; unless named, Xavier's uniform for linear layers and torch's own for
-    convolutions; the stem "whitened" keeps its filters).
+    `pooling`, `stochastic_depth`, `activation` (unless named, ReLU in the stem and GELU in the blocks; the stem "whitened"
+    has GELU) and `initialisation` (see `choices.initialise`; unless named, Xavier's uniform for linear layers and torch's
+    own for convolutions; the stem "whitened" keeps its filters).
 
     The stem "patch" is one convolution with the patch as its stride. "conv" halves the image by overlapping convolutions of
     stride 2 down to the same grid, "tokenizer" by convolutions and poolings, "whitened" by whitened patches and two

@@ -79,11 +79,10 @@ FP32 = measured(name="fp32", batch_1=1, batch_32=1, precision="fp32", error=0)
             "it loses 8.0 points of the recall of 'b' on val, more than the 6 allowed of one class",
         ),
         (measured(class_drop=0.06), True, "it loses no accuracy"),
-        (measured(batch_1=1.09), True, "ran here at 1.2 x the speed of FP32 over batch sizes 1 and 32 or more"),  # 1.48
-        (measured(batch_1=1.07), False, "but ran here at less than 1.2 x the speed of FP32 over batch sizes 1 and 32"),
-        (measured(batch_32=1.07), False, "ran here at less than 1.2 x"),
-        (measured(batch_1=1.19, batch_32=1.19), False, "ran here at less than 1.2 x"),
-        (measured(batch_1=1.15, batch_32=1.3), True, "it loses no accuracy"),
+        (measured(batch_1=1.2), True, "ran here at 1.2 x the speed of FP32 or more at batch sizes 1 and 32"),
+        (measured(batch_1=1.19), False, "but ran here at less than 1.2 x the speed of FP32 at batch size 1 or 32"),
+        (measured(batch_32=1.19), False, "ran here at less than 1.2 x"),  # 1.34 in the mean of both
+        (measured(batch_1=1.2, batch_32=1.2), True, "it loses no accuracy"),
         (measured(never="signed activations are slow"), False, "signed activations are slow"),
     ],
 )
@@ -95,6 +94,8 @@ def test_the_verdict_and_its_reason(one: Measured, passes: bool, reason: str) ->
 
 def test_the_same_bits_in_another_runtime_must_gain_more_than_scatter() -> None:
     slack = replace(BUDGETS, min_speedup=1.0)
+    half = measured(precision="fp32", runtime="openvino", batch_1=1.05, batch_32=1.5)
+    assert not judge(half, FP32, slack).passes
     near, far = (measured(precision="fp32", runtime="openvino", batch_1=ratio, batch_32=ratio) for ratio in (1.05, 1.15))
     assert not judge(near, FP32, slack).passes
     assert judge(far, FP32, slack).passes
