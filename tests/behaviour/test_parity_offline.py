@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -20,7 +21,8 @@ from pipeline.stages import export as export_stage
 from pipeline.stages import quantize as quantize_stage
 from tests.onnx_models import TEST, TRAIN, VAL, digits
 from tests.torch_models import OPSET, Family, badly_ranged, trained
-from visionloop.card import Calibration, load_card
+from visionloop.card import Calibration, Smaller, load_card
+from visionloop.compression import choice
 from visionloop.compression.choice import Budgets, Form, HeldOut, choose
 from visionloop.compression.export import onnx_bytes, torch_answers
 from visionloop.compression.graph import prepare
@@ -34,11 +36,13 @@ from visionloop.errors import ArtifactError
 from visionloop.evaluation.budgets import OVER_BUDGET
 from visionloop.features import EmbeddingPCA
 from visionloop.files import sha256_bytes, write_json
+from visionloop.models.pruning import multiply_adds, pruned
 from visionloop.paths import (
     CALIBRATION,
     EMBEDDING_PCA,
     EXPORTED,
     GOLDEN,
+    INTEGER,
     MODEL_ONNX,
     MODEL_TORCH,
     PACKED,
@@ -48,8 +52,9 @@ from visionloop.paths import (
     family_folder,
 )
 from visionloop.preprocess import PixelArray, PreprocessSpec, encode_png, preprocess
-from visionloop.runtime import OnnxModel, load
+from visionloop.runtime import Answers, Images, Latency, OnnxModel, compare_latency, load
 
+Timed = Mapping[str, Sequence[Latency]]
 ROOT = Path(__file__).parents[2]
 DATA = digits()
 HELD_OUT = HeldOut(DATA.images[VAL], DATA.labels[VAL], DATA.images[TEST], DATA.labels[TEST])
@@ -233,6 +238,67 @@ def test_without_epochs_nothing_is_trained_and_the_report_says_so(tmp_path: Path
     assert not [form for form in told["forms"] if form["form"].startswith("qat")]
     training = next(trial for trial in told["trials"] if trial["name"] == "quantization-aware training")
     assert not training["taken"] and training["reason"].startswith("quantize.qat_epochs is 0, of int8")
+
+
+def test_what_is_faster_in_openvino_is_shipped_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All is real but the clock, which says of OpenVINO what it says of it on larger networks."""
+    monkeypatch.chdir(tmp_path)
+    runtimes = "runtimes: [onnxruntime, openvino]"
+    write_inputs("cnn", min_speedup=1.2, more={runtimes: runtimes})
+
+    def clock(forms: Mapping[str, Answers], images: Images, sizes: Sequence[int], repeats: int) -> Timed:
+        def told(name: str, one: Latency) -> Latency:
+            faster = (3 if name.startswith("int8") else 2) if name.endswith("openvino") else 1
+            return replace(one, p50_ms=one.batch_size / faster)
+
+        timed = compare_latency(forms, images, sizes, repeats)
+        return {name: tuple(told(name, one) for one in found) for name, found in timed.items()}
+
+    monkeypatch.setattr(choice, "compare_latency", clock)
+    export_stage.main()
+    quantize_stage.main()
+    shipped, card = load(SHIPPED)
+    assert card.runtime == shipped.runtime == "openvino"
+    assert (card.precision, card.compute) == ("int8", "fp32")
+    assert card.notes[-1].startswith("INT8 is shipped, for OpenVINO: it loses ")
+    assert accuracy(shipped.run_all(DATA.images[TEST])[0], DATA.labels[TEST]) == card.metrics["test_accuracy"]
+    prove_parity(shipped, Golden.from_bytes(card.read_file(SHIPPED, GOLDEN)), tolerance=1e-4, name="the shipped model")
+    told = json.loads(Path("reports/compression.json").read_text())
+    integers = [form for form in told["forms"] if form["form"].startswith("int8") and form["form"].endswith("openvino")]
+    assert integers and all(form["agreement"] > 0.97 for form in integers)
+    assert (load_card(INTEGER).runtime, load_card(INTEGER).files[MODEL_ONNX]) == ("openvino", card.files[MODEL_ONNX])
+
+
+def test_a_pruned_network_is_quantized_and_compared_with_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_inputs("cnn", min_speedup=0)
+    first, card = trained("cnn")
+    smaller = pruned(first, 0.4, (16, 16)).eval()
+    before, after = (multiply_adds(model, (16, 16)) for model in (first, smaller))
+    assert after < 0.6 * before
+    of = Smaller(
+        by="pruning", architecture=card.architecture, architecture_options=card.architecture_options,
+        parameters=card.parameters, multiply_adds=before, multiply_adds_after=after, val_accuracy=0.9,
+    )  # fmt: skip
+    parameters = sum(item.numel() for item in smaller.parameters())
+    folder = family_folder("cnn")
+    torch.save(smaller.state_dict(), folder / MODEL_TORCH)
+    card = card.model_copy(update={"smaller": of, "parameters": parameters, "embedding_size": smaller.embedding_size})
+    card.with_files(folder, (MODEL_TORCH,)).write(folder)
+    export_stage.main()
+    quantize_stage.main()
+    shipped, shipped_card = load(SHIPPED)
+    assert (shipped_card.precision, shipped_card.smaller, shipped_card.parameters) == ("int8", of, parameters)
+    exact = torch_answers(smaller, DATA.images[TEST])[0]
+    assert (shipped.run_all(DATA.images[TEST])[0].argmax(1) == exact.argmax(1)).mean() > 0.95
+    report = json.loads(Path("reports/quantize.json").read_text())
+    assert report["speedup_over_first_network_batch_1"] > 0
+    said = f"By pruning, this network has {after / before:.0%} of the multiply-adds of the small_resnet that it learnt from."
+    assert said in capsys.readouterr().out and said in Path("reports/compression.html").read_text()
+    # Weights of 7 or 8 bits in place of 32, and around them a graph and a card that are as large as before.
+    assert (SHIPPED / MODEL_ONNX).stat().st_size < 0.7 * (EXPORTED / MODEL_ONNX).stat().st_size
 
 
 def test_a_damaged_export_stops_quantize(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,12 @@ import torch
 from onnx import numpy_helper
 
 from pipeline.stages import deploy, parity
-from tests.onnx_models import VAL, digits
+from tests.onnx_models import TRAIN, VAL, digits
 from tests.torch_models import fresh, fresh_onnx
 from visionloop import paths
-from visionloop.card import load_card
+from visionloop.card import Precision, load_card
+from visionloop.compression.graph import prepare
+from visionloop.compression.quantize import Quantizer, Recipe, chained
 from visionloop.config import load_params
 from visionloop.data.shards import append, read_images
 from visionloop.data.sources import open_source
@@ -62,12 +64,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def ship(data: bytes) -> None:
+def ship(data: bytes, precision: Precision = "fp32") -> None:
     """Put a model into models/shipped, and let the gate pass it."""
     write_bytes(paths.SHIPPED / paths.MODEL_ONNX, data)
     embedding = OnnxModel(data).run_all(digits().images[VAL])[1]
     write_bytes(paths.SHIPPED / paths.EMBEDDING_PCA, EmbeddingPCA.fit(embedding, 8).to_bytes())
-    card = fresh("cnn")[1].with_files(paths.SHIPPED, (paths.MODEL_ONNX, paths.EMBEDDING_PCA))
+    card = fresh("cnn")[1].model_copy(update={"precision": precision})
+    card = card.with_files(paths.SHIPPED, (paths.MODEL_ONNX, paths.EMBEDDING_PCA))
     card.write(paths.SHIPPED)
     write_json(
         paths.GATE_REPORT,
@@ -76,11 +79,19 @@ def ship(data: bytes) -> None:
     )  # fmt: skip
 
 
+def integers() -> bytes:
+    """The same network in INT8, of 7 bits, whose sums saturate on no processor."""
+    quantizer = Quantizer(prepare(fresh_onnx("cnn")), digits().images[TRAIN][:128])
+    return quantizer.static(Recipe(chained(quantizer.graph.graph), seven_bits=True))
+
+
 def with_a_flipped_scale() -> bytes:
-    """The same graph with the sign of its head turned, as a bug of a quantizer would."""
-    proto = onnx.load_from_string(fresh_onnx("cnn"))
-    head = next(item for item in proto.graph.initializer if sorted(item.dims) == [10, 32])
-    head.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(head), head.name))
+    """`integers` with the sign of one convolution's scales turned, as a bug of a quantizer would: it loads and answers."""
+    proto = onnx.load_from_string(integers())
+    tensors = {item.name: item for item in proto.graph.initializer}
+    weighted = [node for node in proto.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in tensors]
+    scale = tensors[max(weighted, key=lambda node: int(np.prod(tensors[node.input[0]].dims))).input[1]]
+    scale.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(scale), scale.name))
     return bytes(proto.SerializeToString())
 
 
@@ -132,19 +143,22 @@ def test_equal_forms_are_proved_and_published_once(project: Path, capsys: pytest
 
 
 def test_a_shipped_model_with_a_flipped_scale_is_not_published(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ship(with_a_flipped_scale())
-    with pytest.raises(BlockedError, match=r"ONNX FP32 and the shipped FP32 agree on .*parity\.html") as error:
+    images = digits().images[VAL]
+    exact, rounded = (OnnxModel(data).run_all(images)[0].argmax(1) for data in (fresh_onnx("cnn"), integers()))
+    assert (exact == rounded).mean() > 0.98  # so it is the scale that is refused, not the rounding
+    ship(with_a_flipped_scale(), "int8")
+    with pytest.raises(BlockedError, match=r"ONNX FP32 and the shipped INT8 agree on .*parity\.html") as error:
         parity.main()
     assert error.value.exit_code == 2
     found = report()
     assert found["passed"] == 0
     assert {sentence.partition(" agree")[0].partition(" differ")[0] for sentence in found["over_budget"]} == {
-        "ONNX FP32 and the shipped FP32"
+        "ONNX FP32 and the shipped INT8"
     }
     page = paths.PARITY_PAGE.read_text()
     assert page.count('class="bad">beyond') == 1
     assert page.count("data:image/png") == min(24, found["disagreeing_images"]) > 3
-    with pytest.raises(BlockedError, match=r"reports/parity\.json is over its budget: ONNX FP32 and the shipped FP32"):
+    with pytest.raises(BlockedError, match=r"reports/parity\.json is over its budget: ONNX FP32 and the shipped INT8"):
         deploy.main()
     assert not paths.MODEL_REPOSITORY.exists()
 

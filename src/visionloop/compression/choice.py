@@ -231,7 +231,9 @@ def judge(one: Measured, reference: Measured, budgets: Budgets, *, judge_speed: 
             True, f"it loses {lost} ({budgets.max_accuracy_drop * 100:g} points allowed); its speed is not measured"
         )
     if _is_slow(one, budgets):
-        return Verdict(False, f"it loses {lost}, but ran here at less than {speed} at batch size {_JUDGED[0]} or {_JUDGED[1]}")
+        return Verdict(
+            False, f"it loses {lost}, but ran here at less than {speed} at batch size {_JUDGED[0]} or {_JUDGED[1]}"
+        )
     allowed = f"{budgets.max_accuracy_drop * 100:g} points allowed"
     return Verdict(
         True, f"it loses {lost} ({allowed}) and ran here at {speed} or more at batch sizes {_JUDGED[0]} and {_JUDGED[1]}"
