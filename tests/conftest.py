@@ -8,6 +8,7 @@ import pytest
 LONGEST = (
     "tests/e2e/test_road.py",
     "tests/e2e/test_run.py",
+    "tests/e2e/test_training.py",
     "tests/e2e/test_robustness.py",
     "tests/e2e/test_gate.py",
     "tests/e2e/test_parity.py",
