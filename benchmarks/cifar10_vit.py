@@ -10,12 +10,13 @@ Command: GOMP_SPINCOUNT=1000 python -m benchmarks.cifar10_vit --archive cifar10-
          GOMP_SPINCOUNT=1000 python -m benchmarks.cifar10_vit --archive cifar10-jpeg.tar.gz --epochs 1 (a look)
          The same command goes on where a killed run ended. --folder names where data and checkpoint lie.
 Result:  in the file below.
-Writes:  benchmarks/results/cifar10_vit.json, after each epoch
+Writes:  benchmarks/results/cifar10_vit.json, after each epoch; the network in --folder, as `model`
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import shutil
@@ -34,12 +35,12 @@ from benchmarks.digits_accuracy import machine, run_data_stages
 from visionloop.config import Params, TrainParams, load_params
 from visionloop.data.packing import PackedMeta, PackedSplit, load_meta, load_split
 from visionloop.evaluation.metrics import wilson
-from visionloop.files import write_json
+from visionloop.files import write_bytes, write_json
 from visionloop.models import Family
-from visionloop.paths import PACKED, PARAMS
+from visionloop.paths import MODEL_TORCH, PACKED, PARAMS
 from visionloop.records import SPLITS
-from visionloop.training import EpochRecord, train
-from visionloop.training.building import classifier_for
+from visionloop.training import EpochRecord, TrainResult, train
+from visionloop.training.building import card_for, classifier_for
 
 RECIPE = Path("recipes/cifar10-vit.yaml")
 OUTPUT = Path("benchmarks/results/cifar10_vit.json")
@@ -83,7 +84,17 @@ def main() -> None:
         on_epoch=curve.add,
         say=lambda text: print(text, flush=True),
     )
+    keep(result, meta, arguments.folder / "model")
     curve.finish(right_answers(result.classifier, test))
+
+
+def keep(result: TrainResult, meta: PackedMeta, folder: Path) -> None:
+    """The network with its card, as stage `train` writes them, for `benchmarks/int8.py --model`."""
+    buffer = io.BytesIO()
+    torch.save(result.classifier.state_dict(), buffer)
+    write_bytes(folder / MODEL_TORCH, buffer.getvalue())
+    card = card_for(result.classifier, meta, architecture_options=dict(result.settings.options))
+    card.with_files(folder, (MODEL_TORCH,)).write(folder)
 
 
 @dataclass

@@ -6,9 +6,11 @@ What:    ResNet-18 and MobileNetV3-small (torchvision) at 64 pixels, the project
          (`pip install nncf` in an environment of its own; no lock has it), NNCF's INT8 in OpenVINO. Speed-ups are over FP32
          in ONNX Runtime, by medians. Accuracy is of networks trained for `--steps` steps of 128 images; without an archive
          the weights are random, and then nothing is said of accuracy: `error` is the distance of the logits from FP32's as a
-         share of their spread.
+         share of their spread. With `--model` one trained network is measured in their place, the folder of card.json and
+         model.pt that stage `train` or `benchmarks/cifar10_vit.py` leaves.
 Command: OMP_NUM_THREADS=1 python -m benchmarks.int8 --archive cifar10-jpeg.tar.gz
          OMP_NUM_THREADS=1 python -m benchmarks.int8                                (random weights, speed alone)
+         OMP_NUM_THREADS=1 python -m benchmarks.int8 --archive cifar10-jpeg.tar.gz --model var/benchmarks/cifar10_vit/model
 Writes:  benchmarks/results/int8.json, after each network
 """
 
@@ -30,6 +32,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from benchmarks.digits_accuracy import machine
+from visionloop.card import ModelCard
 from visionloop.compression import targets
 from visionloop.compression.choice import measure_speed
 from visionloop.compression.export import onnx_bytes
@@ -39,7 +42,7 @@ from visionloop.compression.variants import TorchForm, one_thread
 from visionloop.data.packing import PackedMeta
 from visionloop.data.policy import AugmentPolicy
 from visionloop.files import write_json
-from visionloop.models import Classifier, build
+from visionloop.models import Classifier, build, load_model
 from visionloop.preprocess import PreprocessSpec
 from visionloop.progress import track
 from visionloop.records import Split
@@ -77,36 +80,43 @@ def main() -> None:
     parser.add_argument("--search-seconds", type=float, default=120.0)
     parser.add_argument("--seconds", type=float, default=20.0, help="of timing, a batch size")
     parser.add_argument("--networks", nargs="*", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--model", type=Path, help="a folder with a trained network, in place of --networks")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
+    if arguments.model and not arguments.archive:
+        parser.error("--model is judged on the images of --archive; name it")
     data = read(arguments.archive) if arguments.archive else noise()
     results: dict[str, Any] = {"machine": machine(), "target": targets.processor(), "trained": arguments.archive is not None}
-    for name in arguments.networks:
-        results[name] = one(CASES[name], data, arguments, is_trained=arguments.archive is not None)
+    for name in [arguments.model.name] if arguments.model else arguments.networks:
+        model, card = load_model(arguments.model) if arguments.model else fitted(CASES[name], data, arguments)
+        results[name] = one(model, card, data, arguments)
         write_json(arguments.output, results)
         for form, row in results[name].items():
             print(name, form, row, flush=True)
 
 
-def one(case: Case, data: Data, arguments: argparse.Namespace, *, is_trained: bool) -> dict[str, Any]:
-    """Speed, size and accuracy of every form of one network."""
+def fitted(case: Case, data: Data, arguments: argparse.Namespace) -> tuple[Classifier, ModelCard]:
+    """One of the networks after its short training."""
     torch.manual_seed(0)
     size = (case.side, case.side)
     model = build(case.architecture, num_classes=10, image_size=size, mean=MEAN, std=STD, options=case.options)
-    train, val, test = (sized(images, case.side) for images in (data.train, data.val, data.test))
-    fit(model, train, data.train_labels, case.rate, arguments.steps if is_trained else 3)
-    counts: dict[Split, int] = {"train": len(train), "val": len(val), "test": len(test)}
-    spec = PreprocessSpec(*size)
+    fit(model, sized(data.train, case.side), data.train_labels, case.rate, arguments.steps if arguments.archive else 3)
+    counts: dict[Split, int] = {"train": len(data.train), "val": len(data.val), "test": len(data.test)}
     meta = PackedMeta(
         labels=tuple("0123456789"),
-        preprocess=spec,
+        preprocess=PreprocessSpec(*size),
         mean=MEAN,
         std=STD,
         counts=counts,
         policy=AugmentPolicy(),
         data_id="0" * 64,
     )
-    card = card_for(model, meta)
+    return model, card_for(model, meta)
+
+
+def one(model: Classifier, card: ModelCard, data: Data, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Speed, size and accuracy of every form of one network."""
+    train, val, test = (sized(images, card.preprocess.height) for images in (data.train, data.val, data.test))
     began = time.perf_counter()
     fp32 = onnx_bytes(model, card=card, opset=20)
     export_seconds = time.perf_counter() - began
@@ -116,7 +126,7 @@ def one(case: Case, data: Data, arguments: argparse.Namespace, *, is_trained: bo
     errors = {form.name: form.error for form in found.forms}
     sizes = {form.name: len(form.data) / 1e6 for form in found.forms}
     if importlib.util.find_spec("nncf"):
-        models["NNCF int8, openvino"] = nncf_int8(fp32, train[:256], case)
+        models["NNCF int8, openvino"] = nncf_int8(fp32, train[:256], card.architecture)
     with one_thread():
         models["torch, eager"] = TorchForm(model)
         speeds = measure_speed(models, val, arguments.seconds, (1, 32))
@@ -134,7 +144,7 @@ def one(case: Case, data: Data, arguments: argparse.Namespace, *, is_trained: bo
             "training_error": errors.get(name),
             "error": round(logit_error(of_fp32, answers), 4),
             "agreement": float((answers.argmax(1) == of_fp32.argmax(1)).mean()),
-            "accuracy": float((answers.argmax(1) == data.test_labels).mean()) if is_trained else None,
+            "accuracy": float((answers.argmax(1) == data.test_labels).mean()) if arguments.archive else None,
         }
     rows["search"] = {
         "export_seconds": round(export_seconds, 1),
@@ -160,12 +170,12 @@ class NncfForm:
         return tuple(np.array(self._request.get_tensor(name).data) for name in ("logits", "embedding"))  # type: ignore[return-value]
 
 
-def nncf_int8(fp32: bytes, images: Images, case: Case) -> NncfForm:
+def nncf_int8(fp32: bytes, images: Images, architecture: str) -> NncfForm:
     """NNCF's post-training INT8 as its manual does it, with the model type that it wants to be told of a transformer."""
     import nncf
     import openvino
 
-    kind = nncf.ModelType.TRANSFORMER if case.architecture == "small_vit" else None
+    kind = nncf.ModelType.TRANSFORMER if architecture == "small_vit" else None
     batches = [images[start : start + 1] for start in range(len(images))]
     return NncfForm(
         nncf.quantize(openvino.Core().read_model(fp32), nncf.Dataset(batches), subset_size=len(batches), model_type=kind)
