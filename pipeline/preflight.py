@@ -1,4 +1,4 @@
-"""What no value of params.yaml shows by itself: whether the networks can be built, their weights are there, the device is.
+"""What no value of params.yaml shows by itself: whether networks can be built, and weights, teacher and device are there.
 
 `visionloop doctor` and `visionloop run` ask `problems`. Under DVC the first stage of a run asks, in a process of its own and
 once for each params.yaml, so that a wrong architecture stops `dvc repro` before hours of `collect` and `clean`, and
@@ -17,16 +17,17 @@ from pipeline.stages import PASSED, fingerprints
 from visionloop.config import Params, load_params
 from visionloop.errors import VisionloopError
 from visionloop.files import write_text
-from visionloop.paths import FEEDBACK, IMAGES
+from visionloop.paths import CARD, FEEDBACK, IMAGES, MODELS
 
 _DIGITS = 1797  # known before they are collected
 
 
 def problems(params: Params) -> Iterator[str]:
-    """Everything about the two trainings that could be known before any stage runs and would stop one, in sentences."""
-    yield from batch_problems(params)
+    """Everything that could be known before any stage runs and would stop one, in sentences."""
+    yield from file_problems(params)
     # torch takes seconds to load.
     from visionloop import compiler
+    from visionloop.compression.targets import lack_of
     from visionloop.models import build, check_buildable
     from visionloop.models.devices import choose_device
 
@@ -66,11 +67,23 @@ def problems(params: Params) -> Iterator[str]:
         if merged.compile == "always" and (lack := compiler.missing()):
             yield f"train.compile is 'always', but {lack}; or set it to 'never'."
 
+    if lack := lack_of(params.quantize.target):
+        yield lack
 
-def batch_problems(params: Params) -> Iterator[str]:
-    """A batch larger than the data set, where its images are counted already."""
+
+def file_problems(params: Params) -> Iterator[str]:
+    """What comes and goes with files: a batch larger than the data set, where it is counted already; a missing teacher.
+
+    DVC would name the teacher too, but only after all the stages before the training.
+    """
     count = _images(params)
     for name in ("cnn", "vit"):
+        teacher, card = params.train.family(name).teacher, MODELS / params.train.family(name).teacher / CARD
+        if teacher not in ("none", "cnn", "vit") and not card.is_file():
+            yield (
+                f"train.{name}.teacher is '{teacher}', but there is no {card}; put a trained model there (its model.pt and "
+                "card.json), or set teacher to none."
+            )
         size = params.train.of(name).batch_size
         if count is not None and size > count:
             yield f"train.batch_size of the {name} is {size:,}, and the data set has {count:,} images; lower it."
@@ -97,7 +110,7 @@ def main() -> int:
     try:
         params = load_params()
         same = known[:1] == [fingerprints()[0]]
-        found = list(batch_problems(params)) if same else list(problems(params))
+        found = list(file_problems(params)) if same else list(problems(params))
     except VisionloopError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code

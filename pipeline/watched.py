@@ -12,9 +12,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from visionloop.config import CalibrateParams, CollectParams, TrainParams, load_section
+from visionloop.config import CalibrateParams, CollectParams, load_section
 from visionloop.data.sources.base import readable
-from visionloop.paths import CARD, FEEDBACK, MODELS, PARAMS
+from visionloop.paths import FEEDBACK, PARAMS
 
 
 def obstacles(root: Path = Path()) -> list[str]:
@@ -35,19 +35,7 @@ def obstacles(root: Path = Path()) -> list[str]:
         sentences.append(
             f"{min(paths)}{more} {verb} {kind}, which DVC cannot hash; remove or rename {'them' if more else 'it'}."
         )
-    return sentences + list(_missing_teachers(root))
-
-
-def _missing_teachers(root: Path) -> Iterator[str]:
-    """DVC would say so too, but only after all the stages before the training."""
-    train = load_section(TrainParams, root / PARAMS)
-    for family in ("cnn", "vit"):
-        teacher = train.family(family).teacher
-        if teacher not in ("none", "cnn", "vit") and not (root / MODELS / teacher / CARD).is_file():
-            yield (
-                f"train.{family}.teacher is '{teacher}', but there is no {MODELS / teacher / CARD}; put a trained model "
-                "there (its model.pt and card.json), or set teacher to none."
-            )
+    return sentences
 
 
 def _obstacles(top: str) -> Iterator[tuple[str, str]]:

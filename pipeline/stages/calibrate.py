@@ -43,7 +43,15 @@ from visionloop.features import softmax
 from visionloop.files import write_bytes, write_json, write_text
 from visionloop.models import load_model
 from visionloop.models.devices import choose_device
-from visionloop.paths import CALIBRATE_REPORTS, CALIBRATION, CLASS_MEANS, PACKED, calibrate_report, family_folder
+from visionloop.paths import (
+    CALIBRATE_REPORTS,
+    CALIBRATION,
+    CLASS_MEANS,
+    MODEL_TORCH,
+    PACKED,
+    calibrate_report,
+    family_folder,
+)
 from visionloop.unknown import SCORES, Score, strangeness
 
 
@@ -85,6 +93,7 @@ def main() -> None:
         unknown=UnknownRule(score=measured.score, threshold=threshold, kept=kept),
         review_below=review_below,
         review_share=params.review_share,
+        weights=card.files[MODEL_TORCH],
     )
 
     write_json(family_folder(family) / CALIBRATION, calibration.model_dump(mode="json"))

@@ -16,7 +16,7 @@ from visionloop.compression.parity import PROCESSOR, Golden, accuracy
 from visionloop.compression.qat import Rounding, fine_tune
 from visionloop.compression.quantize import calibration_indices
 from visionloop.compression.search import Found, Network, Space, Trial, search
-from visionloop.compression.targets import processor, profile, warnings
+from visionloop.compression.targets import lack_of, processor, profile, warnings
 from visionloop.config import QuantizeParams, load_section
 from visionloop.data.packing import PackedSplit, load_meta, load_sample, load_split
 from visionloop.errors import ConfigError
@@ -63,11 +63,8 @@ def main() -> None:
                 f"quantize.runtimes asks for {runtime}, which is not installed here; install it, or take it off the list."
             )
     target = profile(params.target)
-    if (target.target, processor()) == ("cpu-vnni", "cpu"):
-        raise ConfigError(
-            "quantize.target is cpu-vnni, and this processor has no VNNI: it cuts the sums of 8-bit weights, so what is "
-            "measured here would not be true there; run the stage on such a processor, or set target to auto."
-        )
+    if lack := lack_of(params.target):
+        raise ConfigError(lack)
     activations = target.activations if params.activations == "auto" else params.activations
     warned = warnings(target, activations, params.runtimes)
     for sentence in warned:

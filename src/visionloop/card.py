@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from visionloop.errors import ArtifactError
 from visionloop.features import softmax
 from visionloop.files import read_verified, sha256_file, write_text
-from visionloop.paths import CALIBRATION, CARD
+from visionloop.paths import CALIBRATION, CARD, MODEL_TORCH
 from visionloop.preprocess import RULES, PreprocessSpec
 
 INPUT_NAME = "images"  # uint8 [N, H, W, 3]
@@ -49,6 +49,7 @@ class Calibration(BaseModel):
     unknown: UnknownRule | None  # None: there were too few validation images to set one
     review_below: float  # an answer whose probability is below goes to a person; 0: none does
     review_share: float = Field(ge=0, lt=1)  # of the answers, as the owner asked for it
+    weights: str = ""  # sha256 of the model.pt that it was fitted to
 
     def apply(self, logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
         """Calibrated probabilities, float64 [N, K], of raw logits [N, K] (those the torch model gives)."""
@@ -152,14 +153,20 @@ def load_calibration(folder: Path) -> Calibration:
     """Read `calibration.json` of a model folder.
 
     Raises:
-        ArtifactError: there is none, or it is no calibration.
+        ArtifactError: there is none, or it is no calibration, or one of other weights than those that lie there.
     """
     path = folder / CALIBRATION
     try:
-        return Calibration.model_validate_json(path.read_text(encoding="utf-8"))
+        found = Calibration.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error.strerror}); run `dvc repro calibrate`.") from error
     except (ValidationError, UnicodeDecodeError) as error:
         raise ArtifactError(
             f"{path} is no calibration of this visionloop; rebuild it with `dvc repro calibrate`."
         ) from error
+    if found.weights and found.weights != load_card(folder).files.get(MODEL_TORCH):
+        raise ArtifactError(
+            f"{path} was fitted to another model than {folder / MODEL_TORCH}, whose answers its thresholds do not fit; run "
+            f"`dvc repro calibrate@{folder.name}`."
+        )
+    return found

@@ -103,6 +103,6 @@ def read_verified(path: Path, sha256: str) -> bytes:
     if got != sha256:
         raise ArtifactError(
             f"{path} is damaged or was exchanged: its card says sha256 {sha256[:12]}…, the file has {got[:12]}…; "
-            "restore it with `dvc checkout` or rebuild it with `dvc repro`."
+            f"restore it with `dvc checkout --force {path}` or rebuild it with `dvc repro`."
         )
     return data

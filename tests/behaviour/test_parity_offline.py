@@ -286,7 +286,15 @@ def test_a_pruned_network_is_quantized_and_compared_with_the_one_before(
     folder = family_folder("cnn")
     torch.save(smaller.state_dict(), folder / MODEL_TORCH)
     card = card.model_copy(update={"smaller": of, "parameters": parameters, "embedding_size": smaller.embedding_size})
-    card.with_files(folder, (MODEL_TORCH,)).write(folder)
+    card = card.with_files(folder, (MODEL_TORCH,))
+    card.write(folder)
+    with pytest.raises(
+        ArtifactError, match=r"calibration\.json was fitted to another model than .*`dvc repro calibrate@cnn`"
+    ):
+        export_stage.main()
+    assert not EXPORTED.exists()
+    fitted = json.loads((folder / CALIBRATION).read_text())
+    write_json(folder / CALIBRATION, {**fitted, "weights": card.files[MODEL_TORCH]})
     export_stage.main()
     quantize_stage.main()
     shipped, shipped_card = load(SHIPPED)
@@ -365,8 +373,12 @@ def write_inputs(
     folder = family_folder(family)
     folder.mkdir(parents=True)
     torch.save(model.state_dict(), folder / MODEL_TORCH)
-    card.with_files(folder, (MODEL_TORCH,)).write(folder)
-    calibration = Calibration(temperature=temperature, precision_thresholds={}, unknown=None, review_below=0, review_share=0)
+    card = card.with_files(folder, (MODEL_TORCH,))
+    card.write(folder)
+    calibration = Calibration(
+        temperature=temperature, precision_thresholds={}, unknown=None, review_below=0, review_share=0,
+        weights=card.files[MODEL_TORCH],
+    )  # fmt: skip
     write_json(folder / CALIBRATION, calibration.model_dump(mode="json"))
     write_json(ROBUSTNESS_REPORT, {OVER_BUDGET: []})
     write_json(SELECTED, {"family": family, "reason": "written by a test"})

@@ -44,7 +44,7 @@ def kill_after_an_epoch(project: Project) -> None:
     assert process.wait() == -signal.SIGKILL
 
 
-def test_a_killed_repro_and_two_processes_give_the_network_of_one_run(own_road: Project) -> None:
+def test_a_killed_repro_goes_on_to_the_bits_of_one_run(own_road: Project) -> None:
     own_road.set_param(r"^  epochs: .*$", "  epochs: 6")
     kill_after_an_epoch(own_road)
     assert not (own_road.root / MODEL).exists(), "it was not killed in the middle"
@@ -56,16 +56,23 @@ def test_a_killed_repro_and_two_processes_give_the_network_of_one_run(own_road: 
     assert "goes on" not in own_road.run("dvc", "repro", "-f", "-s", "train@cnn").stdout
     assert sha256_file(own_road.root / MODEL) == resumed
     assert losses(own_road) == curve and len(curve) == 6
-    alone = torch.load(own_road.root / MODEL, weights_only=True)
 
-    own_road.set_param(r"^  processes: .*$", "  processes: 2")
-    assert "train@cnn" not in json.loads(own_road.run("dvc", "status", "dvc.yaml", "--json").stdout)
-    own_road.run("dvc", "repro", "-f", "-s", "train@cnn")
-    together = torch.load(own_road.root / MODEL, weights_only=True)
-    # Sums in another order; the loss is written with four digits.
-    assert losses(own_road) == pytest.approx(curve, rel=2e-3)
-    assert all(torch.allclose(together[name], value, atol=1e-3) for name, value in alone.items())
-    assert sha256_file(own_road.root / MODEL) != resumed, "it was one process again"
+
+def test_two_processes_train_the_network_that_one_does(own_road: Project) -> None:
+    """Two steps of plain SGD: more of them blow up the rounding of other sums, in one process too."""
+    for pattern, value in {"epochs": "1", "batch_size": "640", "optimizer": "sgd"}.items():
+        own_road.set_param(rf"^  {pattern}: .*$", f"  {pattern}: {value}")
+    found = []
+    for processes in (1, 2):
+        own_road.set_param(r"^  processes: .*$", f"  processes: {processes}")
+        status = json.loads(own_road.run("dvc", "status", "dvc.yaml", "--json").stdout)
+        assert ("train@cnn" in status) == (processes == 1), "the number of processes changes no network"
+        own_road.run("dvc", "repro", "-f", "-s", "train@cnn")
+        found.append((torch.load(own_road.root / MODEL, weights_only=True), losses(own_road)))
+    (alone, curve), (together, other) = found
+    assert other == pytest.approx(curve, rel=1e-3)  # it is written with four digits
+    assert all(torch.allclose(together[name], value, rtol=1e-4, atol=1e-4) for name, value in alone.items())
+    assert not all(torch.equal(together[name], value) for name, value in alone.items()), "it was one process again"
 
 
 def test_a_study_of_two_workers_ends_goes_no_further_and_writes_its_best_values(own_road: Project) -> None:
@@ -80,7 +87,9 @@ def test_a_study_of_two_workers_ends_goes_no_further_and_writes_its_best_values(
     refused = own_road.cli("tune", "--trial", "99", code=1)
     assert refused.stderr == "--trial names the trial whose values --apply writes; add --apply.\n"
     before, untouched = (own_road.root / "params.yaml").read_text(), load_params(own_road.root / "params.yaml")
-    assert own_road.cli("tune", "--apply", "--trial", "99", code=1).stderr.startswith("There is no complete trial 99;")
+    assert own_road.cli("tune", "--apply", "--trial", "99", code=1).stderr.startswith(
+        "The study has no complete trial 99; the best are "
+    )
     assert (own_road.root / "params.yaml").read_text() == before
     said = own_road.cli("tune", "--apply").stdout
     assert "4 of 4 trials are done" in said

@@ -72,7 +72,7 @@ def test_verified_bytes_are_given_and_others_are_refused_with_both_hashes(tmp_pa
         read_verified(path, ABC)
     assert str(error.value) == (
         f"{path} is damaged or was exchanged: its card says sha256 ba7816bf8f01…, the file has a52d159f262b…; "
-        "restore it with `dvc checkout` or rebuild it with `dvc repro`."
+        f"restore it with `dvc checkout --force {path}` or rebuild it with `dvc repro`."
     )
     path.unlink()
     with pytest.raises(ArtifactError, match=r"model\.pt cannot be read \(No such file or directory\); run `dvc repro` or"):

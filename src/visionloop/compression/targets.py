@@ -55,6 +55,16 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Target:
     return "cpu-vnni" if flags and all(any(name in found for name in _EXACT) for found in flags) else "cpu"
 
 
+def lack_of(asked: Literal["auto"] | Target, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Why a target cannot be measured by this processor, as a sentence; "" where it can, or need not be."""
+    if asked != "cpu-vnni" or processor(cpuinfo) == "cpu-vnni":
+        return ""
+    return (
+        "quantize.target is cpu-vnni, and this processor has no VNNI: it cuts the sums of 8-bit weights, so what is "
+        "measured here would not be true there; run the stage on such a processor, or set target to auto."
+    )
+
+
 def warnings(chosen: Profile, activations: Activations, runtimes: Sequence[str]) -> list[str]:
     """Sentences on choices that are known to be slow or wrong on a target."""
     said = []

@@ -17,6 +17,7 @@ import torch
 from pipeline import preflight
 from pipeline.params_text import with_values
 from pipeline.stages import PASSED
+from visionloop.compression import targets
 from visionloop.config import load_params
 from visionloop.errors import ConfigError
 
@@ -62,6 +63,30 @@ def test_each_fault_is_named(train: dict[str, Any], sentence: str, folder: Path)
     assert len(found) == 1 and sentence in found[0]
 
 
+def test_a_teacher_that_is_not_there_is_named_though_the_file_passed_before(folder: Path) -> None:
+    teacher = folder / "models/big"
+    teacher.mkdir(parents=True)
+    (teacher / "card.json").write_text("{}")
+    change(folder, {"train": {"vit": {"teacher": "big"}}})
+    assert preflight.main() == 0
+    (teacher / "card.json").unlink()
+    assert preflight.main() == 1
+    assert list(preflight.problems(load_params())) == [
+        "train.vit.teacher is 'big', but there is no models/big/card.json; put a trained model there (its model.pt and "
+        "card.json), or set teacher to none."
+    ]
+
+
+def test_a_target_that_this_processor_cannot_measure_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change(folder, {"quantize": {"target": "cpu-vnni"}})
+    for here, count in (("cpu", 1), ("cpu-vnni", 0)):
+        monkeypatch.setattr(targets, "processor", lambda *_, here=here: here)
+        found = list(preflight.problems(load_params()))
+        assert len(found) == count and all(
+            "quantize.target is cpu-vnni, and this processor has no VNNI" in one for one in found
+        )
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for what this machine has")
 def test_a_device_that_is_not_there_is_named_for_each_family(folder: Path) -> None:
     change(folder, {"train": {"vit": {"override": {"device": "cuda"}}}})
@@ -94,13 +119,13 @@ def test_overrides_and_processes_are_checked_when_the_file_is_read(folder: Path)
 
 def test_images_count_once_they_are_collected(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     change(folder, {"collect": {"source": "folder"}, "train": {"batch_size": 500, "base_batch_size": 500}})
-    assert list(preflight.batch_problems(load_params())) == []
+    assert list(preflight.file_problems(load_params())) == []
     (folder / "data").mkdir()
     pq.write_table(pa.table({"id": ["x"] * 400}), folder / "data" / "images.parquet")
     monkeypatch.setenv("DVC_STAGE", "collect")  # about to be written anew: what lies there may be of another source
-    assert list(preflight.batch_problems(load_params())) == []
+    assert list(preflight.file_problems(load_params())) == []
     monkeypatch.setenv("DVC_STAGE", "clean")
-    assert len(list(preflight.batch_problems(load_params()))) == 2
+    assert len(list(preflight.file_problems(load_params()))) == 2
 
 
 def stage(folder: Path) -> subprocess.CompletedProcess[str]:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 
 from pipeline import repro, watched
 from visionloop.errors import PipelineError
@@ -71,20 +70,6 @@ def test_a_name_that_is_no_utf8_is_named(cat: Path, tmp_path: Path) -> None:
     assert watched.obstacles(tmp_path) == [
         "data/raw/cat/\\xfe.jpg and 1 more are of a name that is no UTF-8, which DVC cannot hash; remove or rename them."
     ]
-
-
-def test_a_teacher_that_is_not_there_is_named(cat: Path, tmp_path: Path) -> None:
-    params = tmp_path / "params.yaml"
-    tree = yaml.safe_load(params.read_text())
-    tree["train"]["vit"]["teacher"] = "big"
-    params.write_text(yaml.safe_dump(tree))
-    assert watched.obstacles(tmp_path) == [
-        "train.vit.teacher is 'big', but there is no models/big/card.json; put a trained model there (its model.pt and "
-        "card.json), or set teacher to none."
-    ]
-    (tmp_path / "models/big").mkdir(parents=True)
-    (tmp_path / "models/big/card.json").write_text("{}")
-    assert watched.obstacles(tmp_path) == []
 
 
 def test_reproduce_and_status_refuse_instead_of_waiting_for_a_pipe(cat: Path, tmp_path: Path) -> None:
