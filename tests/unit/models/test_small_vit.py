@@ -57,7 +57,7 @@ def test_the_whitened_stem_starts_as_the_identity_on_whitened_patches_and_halves
     covariance = torch.cov(maps[:, :12].transpose(0, 1).flatten(1))
     assert torch.allclose(covariance, torch.eye(12), atol=0.02)  # less what 5e-4 takes, over 138,000 patches
     # 24 channels pass through filters that begin as the identity, so the maxima of the whitened patches come out first.
-    groups = network.stem.groups(F.gelu(maps))  # type: ignore[operator, union-attr]
+    groups = network.stem.groups(F.gelu(maps))  # type: ignore[operator]
     by_hand = F.gelu(maps)
     for _ in range(2):  # a fresh norm in use divides by the root of 1 + 1e-5
         by_hand = F.gelu(F.gelu(F.max_pool2d(by_hand, 2)))
