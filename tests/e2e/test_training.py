@@ -78,19 +78,17 @@ def test_two_processes_train_the_network_that_one_does(own_road: Project) -> Non
 def test_a_study_of_two_workers_ends_goes_no_further_and_writes_its_best_values(own_road: Project) -> None:
     own_road.set_param(r"^  trials: 30 .*$", "  trials: 4")
     own_road.set_param(r"^  epochs: null .*$", "  epochs: 1")
-    said = own_road.cli("tune", "--workers", "2").stdout
-    assert "0 of 4 trials are done, tpe, 2 workers." in said
+    before, untouched = (own_road.root / "params.yaml").read_text(), load_params(own_road.root / "params.yaml")
+    refused = own_road.cli("tune", "--trial", "99", code=1)
+    assert refused.stderr == "--trial names the trial whose values --apply writes; add --apply.\n"
+    first = own_road.cli("tune", "--workers", "2", "--apply", "--trial", "99", code=1)
+    assert "0 of 4 trials are done, tpe, 2 workers." in first.stdout
+    assert first.stderr.splitlines()[-1].startswith("The study has no complete trial 99; the best are ")
+    assert (own_road.root / "params.yaml").read_text() == before
     report = json.loads((own_road.root / "reports/tune.json").read_text())
     assert report["complete"] + report["pruned"] == 4
     page = (own_road.root / "reports/tune.html").read_text()
     assert "train.cnn.learning_rate" in page
-    refused = own_road.cli("tune", "--trial", "99", code=1)
-    assert refused.stderr == "--trial names the trial whose values --apply writes; add --apply.\n"
-    before, untouched = (own_road.root / "params.yaml").read_text(), load_params(own_road.root / "params.yaml")
-    assert own_road.cli("tune", "--apply", "--trial", "99", code=1).stderr.startswith(
-        "The study has no complete trial 99; the best are "
-    )
-    assert (own_road.root / "params.yaml").read_text() == before
     said = own_road.cli("tune", "--apply").stdout
     assert "4 of 4 trials are done" in said
     params, best = load_params(own_road.root / "params.yaml"), report["best"]
