@@ -75,6 +75,10 @@ def recipe(
     from pipeline import recipes
 
     if name is None:
+        if small or force:
+            raise ConfigError(
+                "--small and --force are of a recipe that is applied; name one, `visionloop recipe` lists them."
+            )
         for known in recipes.names():
             print(f"{known:24} {recipes.read(known).notes.get('What', '')}")
         print("`visionloop recipe NAME` puts one in the place of params.yaml, --small its variant for minutes.")

@@ -101,6 +101,12 @@ def test_a_misused_command_exits_with_2(project: Path) -> None:
     assert call(project, "simulate", "--count", "0").returncode == 2
 
 
+def test_an_option_of_a_recipe_without_a_name_is_refused(project: Path) -> None:
+    done = call(project, "recipe", "--small")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "--small and --force are of a recipe that is applied; name one, `visionloop recipe` lists them.\n"
+
+
 def test_status_tells_the_rest_where_dvc_cannot_be_asked(project: Path) -> None:
     done = call(project, "status")
     assert done.returncode == 0
