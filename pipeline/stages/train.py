@@ -26,7 +26,7 @@ from visionloop.files import write_bytes
 from visionloop.paths import MODEL_TORCH, PACKED, SHARDS, family_folder, train_report
 
 if TYPE_CHECKING:
-    from visionloop.training import EpochRecord
+    from visionloop.training import EpochRecord, TrainResult
     from visionloop.training.streaming import StreamedSplit
 
 
@@ -91,7 +91,7 @@ def main() -> None:
         smaller=result.smaller,
         metrics={"val_accuracy": round(result.best.val_accuracy, 6), "val_loss": round(result.best.val_loss, 6)},
         lineage={"data": meta.data_id, "visionloop": __version__, "torch": torch.__version__},
-        notes=(f"Trained {len(result.history)} epochs; the weights are those of epoch {result.best.epoch}.", *result.notes),
+        notes=(f"Trained {_epochs(result)}; the weights are those of epoch {result.best.epoch}.", *result.notes),
     )
     card.with_files(folder, (MODEL_TORCH,)).write(folder)
     clear_resume(resume)
@@ -99,6 +99,12 @@ def main() -> None:
         f"{folder}: {card.architecture}, {card.parameters:,} weights of epoch {result.best.epoch}, "
         f"validation accuracy {result.best.val_accuracy:.2%}"
     )
+
+
+def _epochs(result: TrainResult) -> str:
+    if not result.smaller_epochs:
+        return f"{len(result.history)} epochs"
+    return f"{len(result.history) - result.smaller_epochs} epochs, and the smaller network {result.smaller_epochs} more"
 
 
 def _training_side(*, streamed: bool) -> PackedSplit | StreamedSplit:

@@ -55,7 +55,7 @@ class Axis:
     high: float
     log: bool = False
     choices: tuple[Any, ...] | None = None
-    marks: tuple[float, ...] = ()  # where its ticks stand, if not at quarters
+    marks: tuple[float, ...] = ()  # where its ticks stand, if not at round values
 
     def share(self, value: Any) -> float:
         """Where a value stands, 0 to 1."""
@@ -75,7 +75,7 @@ class Axis:
             whole = [10.0**power for power in range(math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)]
             found = sorted({self.low, self.high, *whole}) if len(whole) < 2 else whole
         else:
-            found = [self.low + (self.high - self.low) * part / 4 for part in range(5)]
+            found = round_values(self.low, self.high)
         return [(self.share(value), f"{value:.3g}") for value in found]
 
 
@@ -83,6 +83,15 @@ def counted(low: int, high: int) -> Axis:
     """An axis of trials or epochs, with at most six ticks at whole numbers."""
     step = max(1, -(-(high - low) // 5))
     return Axis(low, high, marks=tuple(range(low, high + 1, step)))
+
+
+def round_values(low: float, high: float) -> list[float]:
+    """Two to seven values from `low` to `high`, 1, 2 or 5 times a power of ten apart."""
+    from matplotlib.ticker import MaxNLocator
+
+    found = MaxNLocator(nbins=6, steps=[1, 2, 5, 10], min_n_ticks=2).tick_values(low, high)
+    slack = (high - low) * 1e-9
+    return [float(value) for value in found if low - slack <= value <= high + slack]
 
 
 def _place(share_x: float, share_y: float, width: int, height: int) -> tuple[float, float]:
@@ -103,7 +112,7 @@ def picture(
     x_label: str = "",
     y_text: str = ".1%",
 ) -> Picture:
-    """Points and lines in a frame of `size` units; the y axis has five ticks, written as the format `y_text` says."""
+    """Points and lines in a frame of `size` units; the linear y axis has ticks written as the format `y_text` says."""
     width, height = size
 
     def at(x: Any, y: float) -> tuple[float, float]:
@@ -114,8 +123,8 @@ def picture(
         width,
         height,
         [(_place(share, 0, width, height)[0], text) for share, text in x_axis.ticks()],
-        [(_place(0, share, width, height)[1], format(y_axis.low + share * (y_axis.high - y_axis.low), y_text))
-         for share in (0.0, 0.25, 0.5, 0.75, 1.0)],
+        [(_place(0, y_axis.share(value), width, height)[1], format(value, y_text))
+         for value in round_values(y_axis.low, y_axis.high)],
         [Mark(*at(x, y), says, kind) for x, y, says, kind in points],
         [(path([at(x, y) for x, y in line]), kind) for line, kind in lines],
         x_label,

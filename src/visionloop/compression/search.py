@@ -319,7 +319,7 @@ class _One:
         if made is None:
             return
         quantizer, recipe = made
-        first = next(iter(weighted_nodes(quantizer.graph.graph))).name
+        first = weighted_nodes(quantizer.graph.graph)[0].name
         if first in recipe.excluded:
             return
         other = replace(recipe, excluded=(*recipe.excluded, first))

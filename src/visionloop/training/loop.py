@@ -91,6 +91,7 @@ class TrainResult:
     settings: FamilyParams  # of the network that this is: a student has an architecture and options of its own
     smaller: Smaller | None = None  # where a pruned network or a student took the place of the one trained first
     first: Classifier | None = None  # that one
+    smaller_epochs: int = 0  # the last ones of the history, of the smaller network whether it took that place or not
 
 
 def train(
@@ -177,7 +178,12 @@ def _smaller(
     best, weights = run.result()
     note, is_kept = step.verdict(best.val_accuracy)
     place.say(note)
-    result = replace(first, history=(*first.history, *map(counted, run.history)), notes=(*first.notes, *run.notes, note))
+    result = replace(
+        first,
+        history=(*first.history, *map(counted, run.history)),
+        notes=(*first.notes, *run.notes, note),
+        smaller_epochs=len(run.history),
+    )
     if not is_kept:
         return result
     return replace(

@@ -43,6 +43,7 @@ def test_the_smaller_network_learns_and_takes_the_place(smaller: dict[str, Any],
     last = 8 + {**worlds.SMALLER, **smaller}["epochs"]
     assert [record.epoch for record in told] == [*range(1, last + 1)]
     assert result.best.epoch > 8
+    assert result.smaller_epochs == last - 8
     side = worlds.split(48, 1)
     logits, _ = result.classifier(torch.from_numpy(side.images))
     assert float((logits.argmax(1).numpy() == side.labels).mean()) == result.best.val_accuracy >= 0.9
@@ -56,6 +57,7 @@ def test_one_that_loses_too_much_is_not_kept(tmp_path: Path) -> None:
     whole, _ = run(tmp_path / "whole", {"by": "none"})
     assert result.smaller is None
     assert len(told) == 9 and result.best.epoch <= 8
+    assert result.smaller_epochs == 1
     assert "more than the 1.0% allowed, so the first one is kept" in result.notes[-1]
     for name, value in whole.classifier.state_dict().items():
         assert torch.equal(value, result.classifier.state_dict()[name])
