@@ -39,8 +39,8 @@ from visionloop.models.speed_net import Group, Whitening, normalise_filters
 
 NAME = "small_vit"
 OPTIONS = (
-    "patch", "width", "depth", "heads", "mlp_ratio", "dropout", "stem", "stem_width", "stem_rate", "pooling",
-    "stochastic_depth", "flip_average",
+    "patch", "width", "depth", "heads", "mlp_ratio", "dropout", "stem", "stem_width", "stem_rate", "stem_bias_rate",
+    "pooling", "stochastic_depth", "flip_average",
     *CHOICES,
 )  # fmt: skip
 STEMS = ("patch", "conv", "tokenizer", "whitened")
@@ -68,6 +68,7 @@ class SmallViT(Network):
         stem: str,
         stem_width: int,
         stem_rate: float,
+        stem_bias_rate: float,
         pooling: str,
         stochastic_depth: float,
         flip_average: bool,
@@ -76,7 +77,7 @@ class SmallViT(Network):
     ) -> None:
         super().__init__()
         self.flip_average = flip_average
-        self._stem_rate = stem_rate
+        self._stem_rates = (stem_rate, stem_bias_rate)
         sides = image_size
         if stem == "whitened":
             self.stem: nn.Module = _WhitenedStem(patch, stem_width, width)
@@ -132,11 +133,12 @@ class SmallViT(Network):
             self.stem.whiten.prepare(images)
 
     def learning_rate_scales(self) -> Mapping[str, float]:
-        """`stem_rate` for the filters of the stem "whitened"."""
+        """With the stem "whitened", `stem_rate` for its filters and `stem_bias_rate` for the biases of its norms."""
         if not isinstance(self.stem, _WhitenedStem):
             return {}
-        filters = (name for name, weight in self.stem.groups.named_parameters() if weight.ndim == 4)
-        return {f"stem.groups.{name}": self._stem_rate for name in filters}
+        of_filters, of_biases = self._stem_rates
+        trained = ((name, weight) for name, weight in self.stem.groups.named_parameters() if weight.requires_grad)
+        return {f"stem.groups.{name}": of_filters if weight.ndim == 4 else of_biases for name, weight in trained}
 
     def after_step(self) -> None:
         """With the stem "whitened", see `normalise_filters`."""
@@ -282,15 +284,15 @@ class _WhitenedStem(nn.Module):
 
 def build(num_classes: int, image_size: tuple[int, int], options: Mapping[str, Option]) -> SmallViT:
     """Build from `options`: `patch` (pixels), `width`, `depth`, `heads`, `mlp_ratio`, `dropout`, `stem`, `stem_width`,
-    `stem_rate`, `pooling`, `stochastic_depth`, `activation` (unless named, ReLU in the stem and GELU in the blocks; the stem
-    "whitened" has GELU) and `initialisation` (see `choices.initialise`; unless named, Xavier's uniform for linear layers and
+    `stem_rate`, `stem_bias_rate`, `pooling`, `stochastic_depth`, `activation` (unless named, ReLU in the stem and GELU in the
+    blocks; the stem "whitened" has GELU) and `initialisation` (see `choices.initialise`; unless named, Xavier's uniform for linear layers and
     torch's own for convolutions; the stem "whitened" keeps its filters).
 
     The stem "patch" is one convolution with the patch as its stride. "conv" halves the image by overlapping convolutions of
     stride 2 down to the same grid, "tokenizer" by convolutions and poolings, "whitened" by whitened patches and two
     convolutions with norms and GELU a halving, all but the last `stem_width` wide, down to a grid of (side - 1) // patch;
-    its filters, which keep their norm, learn at `stem_rate` times the learning rate. These three learn more from few images
-    and want `patch` to be a power of two. The pooling "sequence" lets the network weigh the tokens, "mean" takes all alike.
+    its filters, which keep their norm, learn at `stem_rate` times the learning rate, the biases of its norms at
+    `stem_bias_rate` times. These three learn more from few images and want `patch` to be a power of two. The pooling "sequence" lets the network weigh the tokens, "mean" takes all alike.
     `stochastic_depth` is the share of images for which the last block is left out in training; the first never is. With
     `flip_average`, answers in use are the mean over the image and its mirror image, at twice the work.
 
@@ -339,6 +341,7 @@ def build(num_classes: int, image_size: tuple[int, int], options: Mapping[str, O
         stem=stem,
         stem_width=whole_number(NAME, options, "stem_width", default=64, low=24, high=1024),
         stem_rate=number(NAME, options, "stem_rate", default=1.0, low=0.0, below=1e5),
+        stem_bias_rate=number(NAME, options, "stem_bias_rate", default=1.0, low=0.0, below=1e5),
         pooling=chosen(NAME, options, "pooling", POOLINGS, default="mean"),
         stochastic_depth=number(NAME, options, "stochastic_depth", default=0.0, low=0.0, below=1.0),
         flip_average=yes_or_no(NAME, options, "flip_average"),
