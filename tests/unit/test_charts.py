@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -29,7 +30,7 @@ def test_ticks_are_two_to_seven_and_evenly_apart(low: float, width: float) -> No
     found = round_values(low, low + width)
     assert 2 <= len(found) <= 7
     step = found[1] - found[0]
-    assert all(math.isclose(b - a, step, rel_tol=1e-5) for a, b in zip(found, found[1:], strict=False))
+    assert all(math.isclose(b - a, step, rel_tol=1e-5) for a, b in pairwise(found))
 
 
 def test_a_tick_of_a_picture_stands_where_a_point_of_its_value_does() -> None:

@@ -284,17 +284,18 @@ class _WhitenedStem(nn.Module):
 
 def build(num_classes: int, image_size: tuple[int, int], options: Mapping[str, Option]) -> SmallViT:
     """Build from `options`: `patch` (pixels), `width`, `depth`, `heads`, `mlp_ratio`, `dropout`, `stem`, `stem_width`,
-    `stem_rate`, `stem_bias_rate`, `pooling`, `stochastic_depth`, `activation` (unless named, ReLU in the stem and GELU in the
-    blocks; the stem "whitened" has GELU) and `initialisation` (see `choices.initialise`; unless named, Xavier's uniform for linear layers and
-    torch's own for convolutions; the stem "whitened" keeps its filters).
+    `stem_rate`, `stem_bias_rate`, `pooling`, `stochastic_depth`, `activation` (unless named, ReLU in the stem and GELU in
+    the blocks; the stem "whitened" has GELU) and `initialisation` (see `choices.initialise`; unless named, Xavier's uniform
+    for linear layers and torch's own for convolutions; the stem "whitened" keeps its filters).
 
     The stem "patch" is one convolution with the patch as its stride. "conv" halves the image by overlapping convolutions of
     stride 2 down to the same grid, "tokenizer" by convolutions and poolings, "whitened" by whitened patches and two
     convolutions with norms and GELU a halving, all but the last `stem_width` wide, down to a grid of (side - 1) // patch;
     its filters, which keep their norm, learn at `stem_rate` times the learning rate, the biases of its norms at
-    `stem_bias_rate` times. These three learn more from few images and want `patch` to be a power of two. The pooling "sequence" lets the network weigh the tokens, "mean" takes all alike.
-    `stochastic_depth` is the share of images for which the last block is left out in training; the first never is. With
-    `flip_average`, answers in use are the mean over the image and its mirror image, at twice the work.
+    `stem_bias_rate` times. These three learn more from few images and want `patch` to be a power of two. The pooling
+    "sequence" lets the network weigh the tokens, "mean" takes all alike. `stochastic_depth` is the share of images for which
+    the last block is left out in training; the first never is. With `flip_average`, answers in use are the mean over the
+    image and its mirror image, at twice the work.
 
     Raises:
         ConfigError: an option is unknown or out of its range, or the image cannot be cut into such patches.

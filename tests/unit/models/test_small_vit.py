@@ -69,8 +69,11 @@ def test_the_whitened_stem_stays_frozen_and_its_filters_keep_their_norm() -> Non
     learning = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     assert "stem.whiten.weight" not in learning
     assert "stem.groups.0.convolutions.0.weight" in learning
-    scales = whitened(stem_rate=2.0).learning_rate_scales()
-    assert scales == {f"stem.groups.{g}.convolutions.{c}.weight": 2.0 for g in (0, 1) for c in (0, 1)}
+    scales = whitened(stem_rate=2.0, stem_bias_rate=100.0).learning_rate_scales()
+    parts = {"convolutions.{}.weight": 2.0, "norms.{}.bias": 100.0}
+    assert scales == {
+        f"stem.groups.{g}.{name.format(c)}": rate for g in (0, 1) for c in (0, 1) for name, rate in parts.items()
+    }
     assert not compact(stem_rate=2.0).learning_rate_scales()
     blocks = {name: value.detach().clone() for name, value in network.blocks.named_parameters()}
     with torch.no_grad():

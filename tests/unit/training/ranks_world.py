@@ -1,28 +1,25 @@
-"""What each of several processes does in the tests of `distributed`; started by them with torchrun's environment.
-
-Command: python ranks_world.py TASK FOLDER, with RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT set.
-"""
+"""What each of several processes does in the tests of `distributed`; started by them with torchrun's environment."""
 
 from __future__ import annotations
 
 import functools
-import importlib.util
-import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.forked import Forked, say
+from tests.unit.training import worlds
+from visionloop.data.policy import AugmentPolicy
 from visionloop.errors import TrainingError
 from visionloop.models import Family, build
+from visionloop.training import EpochRecord, distributed, train
 from visionloop.training.batches import batch_sizes, plain_batches, train_batches
 from visionloop.training.distributed import Ranks, join, plain_norms
 
@@ -30,26 +27,19 @@ IMAGES, BATCH, EPOCHS = 100, 15, 3  # batches of 15 and 14: parts of 8 and 7, an
 Curves = dict[str, Tensor]
 
 
-def start(task: str, folder: Path, world: int = 2) -> list[subprocess.Popen[str]]:
+def start(task: str, folder: Path, world: int = 2) -> list[Forked]:
     """The processes of one task, standard error joined to standard output."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
-              "GLOO_SOCKET_IFNAME": "lo"}  # fmt: skip
+    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     return [
-        subprocess.Popen(
-            [sys.executable, __file__, task, str(folder)],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        Forked(run, task, folder, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(world)
     ]
 
 
-def finish(processes: list[subprocess.Popen[str]], seconds: float = 120) -> list[str]:
+def finish(processes: list[Forked], seconds: float = 120) -> list[str]:
     """What each said, once all have ended; none is left behind."""
     try:
         return [process.communicate(timeout=seconds)[0] for process in processes]
@@ -59,20 +49,9 @@ def finish(processes: list[subprocess.Popen[str]], seconds: float = 120) -> list
             process.wait()
 
 
-def worlds() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ranks_worlds", Path(__file__).with_name("worlds.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def curves(ranks: Ranks, family: Family, policy: dict[str, Any]) -> Curves:
     """A small training by hand: the loss of each step, the validation's sums, the last weights."""
-    world = worlds()
-    from visionloop.data.policy import AugmentPolicy
-
-    data, val = world.split(IMAGES, 0), world.split(31, 1)
+    data, val = worlds.split(IMAGES, 0), worlds.split(31, 1)
     torch.manual_seed(5)
     options: dict[str, Any] = {"width": 8, "stages": 2} if family == "cnn" else {"patch": 2, "width": 32, "depth": 2}
     architecture = {"cnn": "small_resnet", "vit": "small_vit"}[family]
@@ -138,9 +117,6 @@ def norm(ranks: Ranks) -> Curves:
 
 def trained(ranks: Ranks, family: Family, folder: Path, wait_for: Path | None = None) -> dict[str, Any]:
     """A training by the real loop; after the second epoch it waits for the file `wait_for`."""
-    from visionloop.training import EpochRecord, train
-
-    world = worlds()
     said: list[str] = []
 
     def on_epoch(record: EpochRecord) -> None:
@@ -150,9 +126,9 @@ def trained(ranks: Ranks, family: Family, folder: Path, wait_for: Path | None = 
                 time.sleep(0.01)
 
     # Without dropout, whose draws are each process's own.
-    params = world.params(epochs=4, batch_size=15, vit_options={"patch": 2, "width": 32, "depth": 2}, ema_decay=0.9)
+    params = worlds.params(epochs=4, batch_size=15, vit_options={"patch": 2, "width": 32, "depth": 2}, ema_decay=0.9)
     result = train(
-        family, world.split(IMAGES, 0), world.split(31, 1), world.meta(), params, resume=folder / f"resume {family}",
+        family, worlds.split(IMAGES, 0), worlds.split(31, 1), worlds.meta(), params, resume=folder / f"resume {family}",
         ranks=ranks, on_epoch=on_epoch, say=said.append,
     )  # fmt: skip
     return {
@@ -202,22 +178,14 @@ _TASKS: dict[str, Callable[[Ranks, Path], None]] = {
 }
 
 
-def main() -> int:
-    torch.set_num_threads(1)
-    if sys.argv[1] == "silent":
-        from datetime import timedelta
-
-        from visionloop.training import distributed
-
+def run(task: str, folder: Path) -> int:
+    """One process's part of a task, as stage `train` would end."""
+    if task == "silent":
         distributed.TIMEOUT = timedelta(seconds=1)
     try:
         with join("cpu") as ranks:
-            _TASKS[sys.argv[1]](ranks, Path(sys.argv[2]))
+            _TASKS[task](ranks, folder)
     except TrainingError as error:
-        sys.stdout.write(f"{type(error).__name__}: {error}\n")
+        say(f"{type(error).__name__}: {error}")
         return error.exit_code
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tests.forked import say
 from tests.unit.training import worlds
 from visionloop.config import TuneParams, load_params
 from visionloop.tuning.space import Plan
@@ -31,6 +32,16 @@ def plan(train: dict[str, Any] | None = None, **changes: Any) -> Plan:
 
 def study(made: Plan, folder: Path) -> Tuning:
     return Tuning(made, folder, worlds.split(96, 0), worlds.split(48, 1), opset=20)
+
+
+def work(folder: Path, changes: dict[str, Any]) -> None:
+    """A worker's process."""
+    study(plan(**changes), folder).work(say)
+
+
+def claim(folder: Path, changes: dict[str, Any]) -> None:
+    """A worker that claims a trial and is gone before the first epoch."""
+    study(plan(**changes), folder).claim()
 
 
 def outcome(tuning: Tuning) -> list[tuple[int, str, tuple[Any, ...], list[float]]]:
