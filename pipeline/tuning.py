@@ -6,6 +6,7 @@ Does not cover: trials (`visionloop.tuning.study`). Workers on other machines ar
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import subprocess
@@ -50,23 +51,23 @@ def run(job: Job, workers: int, say: Callable[[str], None]) -> Results:
         PipelineError: every worker stopped before the study was done.
     """
     job.plan.check()
-    tuning = job.open()
-    known = [trial for trial in tuning.trials() if trial.state.is_finished()]
-    say(
-        f"Study {tuning.name}: {len(known)} of {job.plan.tune.trials} trials are done, {job.plan.tune.sampler}, "
-        f"{workers} worker{'s' if workers > 1 else ''}."
-    )
-    if workers == 1:
-        tuning.work(say)
-    else:
-        _start(workers)
-    results = collect(
-        job.plan,
-        tuning.study,
-        tuning.trials(),
-        val_images=len(load_split(PACKED, "val").labels),
-        max_latency_ms=job.max_latency_ms,
-    )
+    with contextlib.closing(job.open()) as tuning:
+        known = [trial for trial in tuning.trials() if trial.state.is_finished()]
+        say(
+            f"Study {tuning.name}: {len(known)} of {job.plan.tune.trials} trials are done, {job.plan.tune.sampler}, "
+            f"{workers} worker{'s' if workers > 1 else ''}."
+        )
+        if workers == 1:
+            tuning.work(say)
+        else:
+            _start(workers)
+        results = collect(
+            job.plan,
+            tuning.study,
+            tuning.trials(),
+            val_images=len(load_split(PACKED, "val").labels),
+            max_latency_ms=job.max_latency_ms,
+        )
     _, diff = change(results, results.best)
     write_text(TUNE_PAGE, page.render(results, diff))
     write_text(TUNE_DIFF, diff)

@@ -435,8 +435,12 @@ class Store:
             .order_by(table.c.confidence, table.c.sequence.desc())
         )
         found: dict[str, Unlabelled] = {}
-        with self._translated(), self._engine.connect().execution_options(yield_per=1000) as connection:
-            for row in connection.execute(query).mappings():
+        with (
+            self._translated(),
+            self._engine.connect().execution_options(yield_per=1000) as connection,
+            connection.execute(query) as rows,  # most are never read, and PostgreSQL holds them in a cursor of its own
+        ):
+            for row in rows.mappings():
                 if len(found) == limit:
                     break
                 if row["image_sha256"] not in found and usable(row["image_sha256"]):

@@ -83,6 +83,11 @@ class Tuning:
         self._seen: dict[int, tuple[int, float]] = {}  # trial elsewhere: its counter, and when it was last another one
         self._stop_at = time.monotonic() + plan.tune.timeout_minutes * 60 if plan.tune.timeout_minutes else float("inf")
 
+    def close(self) -> None:
+        """Give the database's connections back."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
+
     def trials(self) -> list[FrozenTrial]:
         """Every trial but those that only repeated another's values."""
         return [trial for trial in self.study.get_trials(deepcopy=False) if "repeats" not in trial.user_attrs]

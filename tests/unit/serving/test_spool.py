@@ -79,11 +79,11 @@ for index in itertools.count():
 """
 
 
-def test_an_acknowledged_row_outlives_kill_9(tmp_path: Path, url: str) -> None:
+def test_an_acknowledged_row_outlives_kill_9(tmp_path: Path, database_url: str) -> None:
     acknowledged: list[str] = []
     for run in range(4):
         process = subprocess.Popen(
-            [sys.executable, "-c", _WRITER, str(tmp_path / "spool"), url, str(run)],
+            [sys.executable, "-c", _WRITER, str(tmp_path / "spool"), database_url, str(run)],
             stdout=subprocess.PIPE,
             text=True,
             cwd=Path(__file__).parents[3],
@@ -97,7 +97,7 @@ def test_an_acknowledged_row_outlives_kill_9(tmp_path: Path, url: str) -> None:
         process.stdout.close()
         process.wait()
         acknowledged += [f"{run}-{index}" for index in said]
-    with Store(url) as store:
+    with Store(database_url) as store:
         store.create()
         replay(tmp_path / "spool", store)
         found = {row.prediction_id for row in store.recent_predictions(limit=10_000_000)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from pathlib import Path
@@ -94,17 +95,19 @@ def test_a_study_that_is_killed_goes_on_where_it_was_and_ends_the_same(tmp_path:
     assert not list((folder / tuning.name).iterdir()), "the checkpoints of finished trials are removed"
 
 
-def test_workers_at_once_do_every_trial_once(tmp_path: Path) -> None:
-    workers = [start(tmp_path, space=GRID, sampler="grid", trials=8, epochs=3) for _ in range(3)]
+def test_workers_at_once_do_every_trial_once(tmp_path: Path, database_url: str) -> None:
+    changes: dict[str, Any] = {"space": GRID, "sampler": "grid", "trials": 8, "epochs": 3, "storage": database_url}
+    workers = [start(tmp_path, **changes) for _ in range(3)]
     said = [worker.communicate(timeout=120)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0, 0]
-    tuning = study(plan(space=GRID, sampler="grid", trials=8, epochs=3), tmp_path)
-    found = outcome(tuning)
+    with contextlib.closing(study(plan(**changes), tmp_path)) as tuning:
+        found = outcome(tuning)
+        owners = {trial.user_attrs["owner"]["pid"] for trial in tuning.trials()}
     assert len({values for _, _, values, _ in found}) == len(found) == 8
     assert {state for _, state, _, _ in found} == {"COMPLETE"}
     begun = sorted(line for text in said for line in text.splitlines() if ": batch_size" in line)
     assert len(begun) == 8, "a trial was begun twice"
-    assert len({trial.user_attrs["owner"]["pid"] for trial in tuning.trials()}) > 1
+    assert len(owners) > 1
 
 
 def test_a_trial_that_kills_its_workers_is_given_up_after_three(tmp_path: Path) -> None:
