@@ -37,7 +37,7 @@ class Postgres:
         """The URL of a database that has nothing in it yet."""
         name = f"d{next(_NUMBERS)}"
         with psycopg.connect(self.url(scheme="postgresql"), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name} TEMPLATE template0")  # type: ignore[call-overload]
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE template0")
         return self.url(name)
 
 
@@ -63,8 +63,8 @@ def running() -> Iterator[Postgres]:
             package = folder / _WHEEL
         programs, data = package / _PROGRAMS / "bin", folder / "data"
         quiet: dict[str, Any] = {"cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.STDOUT, **user}
-        initdb = [programs / "initdb", "-D", data, "-U", "tester", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
-        subprocess.run(initdb, check=True, timeout=120, **quiet)
+        initdb = ("-U", "tester", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+        subprocess.run([programs / "initdb", "-D", data, *initdb], check=True, timeout=120, **quiet)
         settings = ("listen_addresses=", f"unix_socket_directories={folder}", "fsync=off", "shared_buffers=16MB")
         options = [part for setting in settings for part in ("-c", setting)]
         with subprocess.Popen([programs / "postgres", "-D", data, *options], **quiet) as server:
