@@ -75,7 +75,7 @@ class Forked:
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, None]:
-        """What it wrote to standard output and error and was not read yet, once it has ended."""
+        """What it wrote to standard output and error and was not read yet, once it has ended; a pipe holds 64 KiB of it."""
         self.wait(timeout)
         if self._said is None:
             with self.stdout:

@@ -55,11 +55,10 @@ def running() -> Iterator[Postgres]:
             nobody = pwd.getpwnam("nobody")
             user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
             os.chown(folder, nobody.pw_uid, nobody.pw_gid)
-            libraries = package.with_name(f"{_WHEEL}.libs")  # programs find them beside the package
+            # The environment may lie where only root reads; programs find their libraries beside the package.
+            shutil.copytree(package / _PROGRAMS, folder / _WHEEL / _PROGRAMS)
+            libraries = package.with_name(f"{_WHEEL}.libs")
             shutil.copytree(libraries, folder / libraries.name)
-            shutil.copytree(
-                package / _PROGRAMS, folder / _WHEEL / _PROGRAMS
-            )  # the environment may lie where only root reads
             package = folder / _WHEEL
         programs, data = package / _PROGRAMS / "bin", folder / "data"
         quiet: dict[str, Any] = {"cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.STDOUT, **user}

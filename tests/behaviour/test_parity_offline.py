@@ -214,7 +214,9 @@ def test_where_int8_loses_too_much_the_network_is_trained_for_it(tmp_path: Path,
     lost = [form for form in told["forms"] if form["form"].startswith("int8")]
     training = next(trial for trial in told["trials"] if trial["name"] == "quantization-aware training")
     assert training["taken"]
-    assert re.match(r"9\d\.\d\d% of val after epoch \d of 2, [89]\d\.\d\d% before, both with rounding sim", training["reason"])
+    assert re.match(
+        r"9\d\.\d\d% of val after epoch \d of 2, [89]\d\.\d\d% before, both with rounding sim", training["reason"]
+    )
 
     shipped, card = load(SHIPPED)
     assert (card.precision, card.runtime) == ("int8", "onnxruntime")

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateTable
 
+from serving import store as store_module
 from serving.store import Store, absolute_url
 from tests.helpers_serving import answered_row, rejected_row
 from visionloop.errors import ServingError
@@ -279,3 +282,12 @@ def test_a_relative_sqlite_path_means_the_same_from_everywhere(tmp_path: Path, m
     assert absolute_url("sqlite:////srv/store.db") == "sqlite:////srv/store.db"
     assert absolute_url("sqlite:///:memory:") == "sqlite:///:memory:"
     assert absolute_url("postgresql://h/d") == "postgresql://h/d"
+
+
+def test_numbers_of_rows_and_times_are_as_wide_in_postgresql() -> None:
+    """A sequence of 31 bits would end after two thousand million predictions."""
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+    text = "".join(str(CreateTable(table).compile(dialect=dialect)) for table in store_module._metadata.sorted_tables)
+    assert text.count("sequence BIGSERIAL NOT NULL") == 6
+    assert text.count("TIMESTAMP WITH TIME ZONE") == 7
+    assert "INTEGER" not in text
