@@ -306,18 +306,19 @@ class _OpenVino:
             self.outputs: _Ports = {name: _described(port) for port in model.outputs for name in port.get_names()}
             kept = model.get_rt_info("framework").value if model.has_rt_info("framework") else {}
             self.metadata: Mapping[str, str] = {str(name): str(value) for name, value in kept.items()}
-            self._compiled = core.compile_model(model, "CPU", settings)
+            compiled = core.compile_model(model, "CPU", settings)
+            self._request = compiled.create_infer_request()
         except Exception as error:  # RuntimeError and classes of its own
             raise _unloadable(error) from error
-        self._requests = threading.local()  # a request answers one caller at a time
+        # One stream answers one caller at a time anyway. OpenVINO 2026.4.1 crashes or stands still where a thread makes a
+        # request while another answers.
+        self._one_at_a_time = threading.Lock()
 
     def run(self, images: Images) -> Sequence[Floats]:
-        request = getattr(self._requests, "own", None)
-        if request is None:
-            request = self._requests.own = self._compiled.create_infer_request()
-        request.infer({INPUT_NAME: images}, share_inputs=True)
-        # Copies: the next call of this thread writes into the same memory.
-        return [np.array(request.get_tensor(name).data) for name in (LOGITS_NAME, EMBEDDING_NAME)]
+        with self._one_at_a_time:
+            self._request.infer({INPUT_NAME: images}, share_inputs=True)
+            # Copies: the next call writes into the same memory.
+            return [np.array(self._request.get_tensor(name).data) for name in (LOGITS_NAME, EMBEDDING_NAME)]
 
 
 _OPENVINO_TYPES: Mapping[Compute, str] = {"fp32": "f32", "bf16": "bf16"}
