@@ -162,11 +162,11 @@ def _trade_off(choice: Choice) -> list[Block]:
 def _forms(choice: Choice, machine: str) -> list[Block]:
     verdicts = [
         [one.form.name, "shipped" if one is choice.shipped else "may be shipped" if verdict.passes else "refused",
-         f"{verdict.reason[0].upper()}{verdict.reason[1:].removesuffix('.')}.", f"{one.speedup_batch_1:.2f}",
-         f"{one.speedup_batch_32:.2f}", f"{one.form.says}."]
+         f"{verdict.reason[0].upper()}{verdict.reason[1:].removesuffix('.')}.", f"{one.form.says}.",
+         f"{one.speedup_batch_1:.2f} / {one.speedup_batch_32:.2f}"]
         for one, verdict in choice.forms
     ]  # fmt: skip
-    verdicts += [[name, "could not be run", reason, "", "", ""] for name, reason in choice.failed.items()]
+    verdicts += [[name, "could not be run", reason, "", ""] for name, reason in choice.failed.items()]
     accuracies = [
         [one.form.name, f"{one.megabytes:.2f}",
          f"{100 * one.val_accuracy:.2f} % ({100 * one.val_accuracy_low:.2f} to {100 * one.val_accuracy_high:.2f})",
@@ -187,7 +187,7 @@ def _forms(choice: Choice, machine: str) -> list[Block]:
     return [
         Table(
             "Why each was taken or refused",
-            ("form", "verdict", "reason", "speed-up, one image", "speed-up, 32", "how it is made"),
+            ("form", "verdict", "reason", "how it is made", "speed-up: 1 / 32"),
             verdicts,
             wordy=True,
         ),
