@@ -8,7 +8,6 @@ Does not cover: work on the set as a whole, which its callers do in this process
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import sys
@@ -20,6 +19,7 @@ from typing import Any, Generic, TypeVar
 
 from visionloop.config import ComputeParams
 from visionloop.errors import DataError
+from visionloop.memory import keep_freed_memory
 
 Item = TypeVar("Item")
 Batch = TypeVar("Batch")
@@ -27,7 +27,6 @@ Result = TypeVar("Result")
 
 IMAGES_PER_PROCESS = 1000
 IN_FLIGHT = 16  # batches handed out and not yet taken back; enough to keep 8 processes busy
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 class Workers(Executor):
@@ -106,10 +105,7 @@ def _prepare_worker() -> None:
     import threadpoolctl
 
     threadpoolctl.threadpool_limits(1)
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; its numbers are those of malloc.h
-    if mallopt is not None:
-        mallopt(_TRIM_THRESHOLD, 64 << 20)
-        mallopt(_MMAP_THRESHOLD, 16 << 20)  # pixels of large photos still go back at once
+    keep_freed_memory(64 << 20, 16 << 20)  # pixels of large photos still go back at once
 
 
 @dataclass(slots=True)
