@@ -8,6 +8,7 @@ What:    photo-like JPEGs of 256 pixels from a seed, in ten class folders, or a 
          held:  the same steps on batches that were made before the clock started.
          usual: ImageFolder, PIL, torchvision's v2 transforms, a DataLoader of two workers, torchvision's network in fp32.
                 Its own network for `small_resnet` and `small_vit`, which torchvision has not, is ours in fp32.
+         Fed and held keep the memory that they free, as a training does; usual keeps what glibc does by itself.
          All take AdamW and cross-entropy: fed and held as a training makes it, usual torch's as it comes. The files are in
          the page cache. Packing is not in an epoch.
 Command: GOMP_SPINCOUNT=1000 python -m benchmarks.feeding                        (four networks)
@@ -42,6 +43,7 @@ from visionloop.config import TrainParams, load_section
 from visionloop.data.packing import PackedSplit
 from visionloop.data.policy import AugmentPolicy
 from visionloop.files import write_json
+from visionloop.memory import keep_freed_memory
 from visionloop.models import Classifier, build
 from visionloop.training.batches import train_batches
 from visionloop.training.execution import measure_execution
@@ -62,6 +64,8 @@ NETWORKS: Mapping[str, Mapping[str, int | str]] = {
     "small_vit": {"patch": 8, "width": 192, "depth": 6, "heads": 3},
     "mobilenet_v3_small": {},
 }
+# Of freed memory, for `keep_freed_memory`: what a training keeps, and what glibc comes to keep by itself.
+KEPT, GLIBC = (1 << 31, 1 << 30), (64 << 20, 32 << 20)
 LEAST = {"resnet18": 1.4, "mobilenet_v3_small": 3.0}  # times the images a second of usual
 
 
@@ -123,7 +127,9 @@ def measured(network: str, folder: Path, data: PackedSplit, rounds: int) -> dict
 
     every: dict[str, list[float]] = {"fed": [], "held": [], "usual": []}
     for number in range(rounds + 1):  # the first one starts workers and warms caches
+        keep_freed_memory(*KEPT)
         fed, held = ours_alternating(number)
+        keep_freed_memory(*GLIBC)
         theirs_seconds = usual()
         if number:
             for name, value in (("fed", fed), ("held", held), ("usual", theirs_seconds)):

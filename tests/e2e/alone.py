@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 NOTES = "VISIONLOOP_TEST_NOTES"  # environment variable: the folder of the notes, a file for each stage that ran
+PYTHON = "VISIONLOOP_TEST_PYTHON"  # environment variable: the program that runs a stage
 STAGES = "pipeline.stages."
 
 
@@ -77,7 +78,7 @@ def run(stage: str, root: Path, folder: Path) -> str:
     # Without the name of the stage it does not ask for `pipeline.preflight`, which is no dep of any stage.
     env = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}
     done = subprocess.run(
-        [sys.executable, *declared["cmd"][1:]],
+        [os.environ.get(PYTHON, sys.executable), *declared["cmd"][1:]],
         cwd=folder,
         env={**env, "PYTHONPATH": f"{folder / 'src'}{os.pathsep}{folder}", "PYTHONDONTWRITEBYTECODE": "1"},
         stderr=subprocess.PIPE,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tests.e2e import alone
+from tests.e2e import alone, warm
 from tests.e2e.project import Project, copy_project
 
 Once = Callable[[str, Callable[[Path], None]], Path]
@@ -62,7 +62,8 @@ def road_folder(once: Once) -> Path:
         for pattern, value in QUICK.items():
             project.set_param(pattern, value)
         project.run("git", "commit", "-qam", "a quick road")
-        output = project.run("dvc", "repro", timeout=800, env=alone.install(folder / "bin", folder / "alone"))
+        env = {**alone.install(folder / "bin", folder / "alone"), alone.PYTHON: str(warm.folder() / "python")}
+        output = project.run("dvc", "repro", timeout=800, env=env)
         (folder / "road.log").write_text(output.stdout + output.stderr)
 
     return once("road", walk)

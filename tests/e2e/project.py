@@ -11,15 +11,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.e2e import warm
+
 ROOT = Path(__file__).parents[2]
 TRITON_VENV = Path(os.environ.get("VISIONLOOP_TRITON_VENV", ROOT / ".venv-triton"))
 
+COLD_PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment of a user who activated the project's environment, with telemetry off."""
+    """The environment of a user who activated the project's environment, telemetry off, `warm.folder()` in front."""
     return {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join((str(warm.folder()), COLD_PATH)),
         "VISIONLOOP_TRITON_VENV": str(TRITON_VENV),
         "DVC_NO_ANALYTICS": "1",
         "DO_NOT_TRACK": "1",
