@@ -100,7 +100,11 @@ def serve(number: int) -> None:
                 return
             if key.fileobj is listener:
                 connection, _ = listener.accept()
-                request, files = _received(connection)
+                try:
+                    request, files = _received(connection)
+                except (OSError, ValueError):  # the client was killed while it asked
+                    connection.close()
+                    continue
                 pid = os.fork()
                 if pid == 0:
                     waiting.close()
@@ -109,7 +113,8 @@ def serve(number: int) -> None:
                     _become(request, files, path)
                 for file in files:
                     os.close(file)
-                connection.sendall(b"%d\n" % pid)
+                with contextlib.suppress(OSError):
+                    connection.sendall(b"%d\n" % pid)
                 waiting.register(connection, selectors.EVENT_READ, (pid, connection))  # readable: the client has gone
                 waiting.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, connection))
             elif isinstance(key.fileobj, socket.socket):
