@@ -118,9 +118,10 @@ def serve(number: int) -> None:
                 waiting.register(connection, selectors.EVENT_READ, (pid, connection))  # readable: the client has gone
                 waiting.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, connection))
             elif isinstance(key.fileobj, socket.socket):
-                waiting.unregister(key.fileobj)
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(key.data[0], signal.SIGKILL)
+                if key.fd in waiting.get_map():  # else its process has ended in this same moment
+                    waiting.unregister(key.fileobj)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(key.data[0], signal.SIGKILL)
             else:
                 pid, connection = key.data
                 _, status = os.waitpid(pid, 0)
