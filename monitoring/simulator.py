@@ -11,7 +11,7 @@ import numpy as np
 
 from visionloop.corruptions import check_severity, corrupt, resolve
 from visionloop.errors import MonitoringError
-from visionloop.preprocess import decode, encode_png
+from visionloop.preprocess import PixelArray, PreprocessSpec, decode, encode_png, resize
 
 NONE = "none"
 PRIOR = "prior"
@@ -27,6 +27,7 @@ def simulate(
     seed: int,
     *,
     labels: Sequence[str] | None = None,
+    spec: PreprocessSpec | None = None,
 ) -> Iterator[bytes]:
     """Yield `count` encoded images, drawn from `images` without repeats as long as they last, then all over again.
 
@@ -34,7 +35,10 @@ def simulate(
     the traffic; needs `labels`, one per image), or a corruption of `visionloop.corruptions`, written as PNG so that no
     second loss is added. `severity` is 1 to 5. The same arguments give the same bytes.
 
-    >>> sent = list(simulate(images, "blur", severity=3, count=500, seed=0))
+    Corruptions are meant for small images, and their lengths are pixels: a photo of 12 megapixels that is blurred by one of
+    them looks as before. So an image larger than the model's input, which `spec` tells, is brought to it first.
+
+    >>> sent = list(simulate(images, "blur", severity=3, count=500, seed=0, spec=card.preprocess))
 
     Raises:
         ConfigError: an unknown shift or severity.
@@ -49,17 +53,16 @@ def simulate(
         order = _prior_order(len(images), labels, severity, count, rng)
     else:
         order = _rounds(np.arange(len(images)), count, rng)
-    return _encode(images, name, severity, order, rng)
+    if name in (NONE, PRIOR):
+        return (images[index] for index in order)
+    return (encode_png(corrupt(_pixels(images[index], spec), name, severity, rng)) for index in order)
 
 
-def _encode(
-    images: Sequence[bytes], name: str, severity: int, order: Sequence[int], rng: np.random.Generator
-) -> Iterator[bytes]:
-    for index in order:
-        if name in (NONE, PRIOR):
-            yield images[index]
-        else:
-            yield encode_png(corrupt(np.array(decode(images[index]).image), name, severity, rng))
+def _pixels(data: bytes, spec: PreprocessSpec | None) -> PixelArray:
+    image = decode(data).image
+    if spec is not None and image.width > spec.width and image.height > spec.height:
+        return resize(image, spec)
+    return np.array(image)
 
 
 def _rounds(choices: np.typing.NDArray[np.int64], count: int, rng: np.random.Generator) -> list[int]:

@@ -355,12 +355,13 @@ def simulate(
     from monitoring import simulator
     from pipeline import endpoints, traffic
     from serving.client import Client
-    from visionloop.config import MonitorParams, load_section
+    from visionloop.config import MonitorParams, PreprocessParams, ServeParams, load_section
 
     total = count or load_section(MonitorParams).window_rows
-    images = traffic.held_out()
+    images = traffic.held_out(load_section(ServeParams))
     data, labels = [image.data for image in images], [image.label for image in images]
-    shifted = simulator.simulate(data, shift, severity, total, seed, labels=labels)
+    spec = load_section(PreprocessParams).spec
+    shifted = simulator.simulate(data, shift, severity, total, seed, labels=labels, spec=spec)
     with Client(url or endpoints.require().triton_http) as client:
         answered = sum(1 for _ in traffic.send(client, shifted, total, f"send {shift}"))
     print(f"{answered} images were sent and answered; `visionloop monitor` judges each full window of them.")

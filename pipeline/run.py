@@ -24,7 +24,7 @@ from pipeline.watching import watch
 from serving.client import Client
 from serving.server import TritonServer
 from serving.store import Store
-from visionloop.config import MonitorParams, ServeParams, load_section
+from visionloop.config import MonitorParams, PreprocessParams, ServeParams, load_section
 from visionloop.errors import MonitoringError, PipelineError
 from visionloop.files import sha256_file, write_json
 from visionloop.paths import (
@@ -135,9 +135,10 @@ def _live(console: Console) -> tuple[list[Table], list[str]]:
     from monitoring.simulator import simulate
 
     serve, monitor = load_section(ServeParams), load_section(MonitorParams)
+    spec = load_section(PreprocessParams).spec
     shutil.rmtree(DEMO, ignore_errors=True)
     DEMO.mkdir(parents=True)
-    images = traffic.held_out()
+    images = traffic.held_out(serve)
     data, labels = [image.data for image in images], [image.label for image in images]
     store_url = f"sqlite:///{DEMO / 'store.db'}"
     server = TritonServer(
@@ -168,7 +169,7 @@ def _live(console: Console) -> tuple[list[Table], list[str]]:
             for number, (shift, severity) in enumerate(SHIFTS, start=1):
                 # The few images asked above are the first of the first window.
                 count = monitor.window_rows - (asked if number == 1 else 0)
-                sent = simulate(data, shift, severity, count, 0, labels=labels)
+                sent = simulate(data, shift, severity, count, 0, labels=labels, spec=spec)
                 begin = time.monotonic()
                 for _ in traffic.send(client, sent, count, f"send {shift}"):
                     pass

@@ -8,18 +8,21 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 
 from serving.client import Client
 from serving.store import Store
+from visionloop.config import ServeParams
+from visionloop.data.cleaning import read_clean
 from visionloop.data.shards import read_bytes, read_images
 from visionloop.data.splitting import read_split
 from visionloop.errors import DataError, PipelineError
-from visionloop.paths import IMAGES, SHARDS, SPLIT
+from visionloop.paths import CLEAN, IMAGES, SHARDS, SPLIT
 from visionloop.progress import track
 from visionloop.records import Prediction
 
 IMAGES_A_REQUEST = 32
+MOST_BYTES = 2_000_000_000  # of images in memory: 400 photos of 5 MB
 SECONDS_TO_STORE = 30.0
 
 
@@ -32,19 +35,34 @@ class HeldOut:
     data: bytes  # as it was collected: PNG, JPEG, ...
 
 
-def held_out(splits: Sequence[str] = ("val", "test")) -> list[HeldOut]:
-    """The images of the held-out sides, in a fixed order.
+def held_out(limits: ServeParams, splits: Sequence[str] = ("val", "test"), most_bytes: int = MOST_BYTES) -> list[HeldOut]:
+    """Images of the held-out sides that are within the server's limits, in a fixed order, `most_bytes` of them together.
 
     Raises:
         ArtifactError: the data stages did not run yet.
         DataError: there are none.
     """
     labels = {row.id: row.label for row in read_split(SPLIT) if row.split in splits}
-    rows = [row for row in read_images(IMAGES) if row.id in labels]
-    found = {row.id: HeldOut(row.path, labels[row.id], data) for row, data in read_bytes(SHARDS, rows)}
-    if not found:
+    if not labels:
         raise DataError(f"There is no image in {' or '.join(splits)}; run `dvc repro split`.")
-    return [found[id_] for id_ in sorted(found)]  # ids are hashes, so this order says nothing of the classes
+    pixels = {row.id: row.width_pixels * row.height_pixels for row in read_clean(CLEAN) if row.id in labels}
+    served = [
+        row
+        for row in read_images(IMAGES)
+        if row.id in labels
+        and row.size_bytes <= limits.max_image_megabytes * 1e6
+        and pixels[row.id] <= limits.max_image_megapixels * 1e6
+    ]
+    if not served:
+        raise DataError(
+            f"None of the {len(labels):,} held-out images is within serve.max_image_megabytes and "
+            "serve.max_image_megapixels; raise them."
+        )
+    served.sort(key=lambda row: row.id)  # ids are hashes, so this order says nothing of the classes
+    sizes = accumulate(row.size_bytes for row in served)
+    rows = [row for row, size in zip(served, sizes, strict=True) if size <= most_bytes] or served[:1]
+    found = {row.id: HeldOut(row.path, labels[row.id], data) for row, data in read_bytes(SHARDS, rows)}
+    return [found[row.id] for row in rows]
 
 
 def send(client: Client, images: Iterable[bytes], count: int, description: str) -> Iterator[Prediction]:

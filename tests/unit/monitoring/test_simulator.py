@@ -10,7 +10,7 @@ import pytest
 from monitoring.simulator import simulate
 from tests.drift_world import world
 from visionloop.errors import ConfigError, MonitoringError
-from visionloop.preprocess import decode, encode_png
+from visionloop.preprocess import PreprocessSpec, decode, encode_png, preprocess
 
 IMAGES = [encode_png(pixels) for pixels in world().images[:30]]
 LABELS = world().labels[:30]
@@ -29,6 +29,23 @@ def test_a_corruption_changes_pixels_and_keeps_size_and_format() -> None:
     assert not set(sent) & set(IMAGES)
     decoded = decode(sent[0])
     assert (decoded.format, decoded.width_pixels, decoded.height_pixels) == ("PNG", 32, 32)
+
+
+def test_a_photo_is_corrupted_at_the_models_input_where_its_blur_can_be_seen() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    photo = encode_png(pixels.repeat(40, 0).repeat(40, 1))  # 480 x 640: blocks of 40 pixels, which a blur of one leaves
+    spec = PreprocessSpec(height=24, width=24, fit="crop")
+    clean = preprocess(photo, spec).astype(int)
+    large, small = (next(simulate([photo], "blur", 3, 1, seed=0, spec=given)) for given in (None, spec))
+    assert (decode(large).width_pixels, decode(small).width_pixels) == (640, 24)
+    assert np.abs(preprocess(large, spec) - clean).mean() < 2
+    assert np.abs(preprocess(small, spec) - clean).mean() > 10
+    # The model sees the very pixels that were corrupted, and an image that is no larger than its input stays as it is.
+    assert np.array_equal(preprocess(small, spec), np.array(decode(small).image))
+    assert list(simulate(IMAGES, "blur", 3, 5, seed=0, spec=PreprocessSpec(32, 32))) == list(
+        simulate(IMAGES, "blur", 3, 5, seed=0)
+    )
+    assert list(simulate([photo], "none", 3, 1, seed=0, spec=spec)) == [photo]
 
 
 def test_the_same_seed_sends_the_same_bytes_and_another_seed_others() -> None:
