@@ -8,8 +8,9 @@ MAKEFLAGS += --no-builtin-rules
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
-# The test tools start many small processes; one thread each is what two cores can carry.
-WORKERS ?= 2
+# Test workers, of one thread each: one more than there are processors, since many tests wait for servers, and no more than
+# four, since tests start trainings and servers of their own.
+WORKERS ?= $(shell n=$$(( $$(getconf _NPROCESSORS_ONLN) + 1 )); echo $$(( n < 4 ? n : 4 )))
 
 # 3.11 is what the locks are made and tested for. `make run PYTHON=/path/to/python3.11` chooses another one.
 PYTHON ?=
