@@ -15,7 +15,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from visionloop.errors import ConfigError
 from visionloop.models.classifier import Classifier
@@ -62,6 +61,9 @@ def pruned(classifier: Classifier, share: float, image_size: tuple[int, int]) ->
 
 def multiply_adds(classifier: Classifier, image_size: tuple[int, int]) -> int:
     """Of one image (height, width), in convolutions, linear layers and attention; a mirrored second view is not counted."""
+    # It loads the compiler Triton, a twentieth of what a stage takes to start.
+    from torch.utils.flop_counter import FlopCounterMode
+
     was_training, network = classifier.training, classifier.network
     counter = FlopCounterMode(display=False)
     classifier.eval()

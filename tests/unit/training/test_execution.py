@@ -17,7 +17,7 @@ from visionloop import compiler
 from visionloop.errors import TrainingError
 from visionloop.models import Classifier, build
 from visionloop.models.network import Network
-from visionloop.training.execution import Execution, candidates, compile_pays, measure_execution, pick
+from visionloop.training.execution import Execution, Forward, candidates, compile_pays, measure_execution, pick
 
 CPU = torch.device("cpu")
 PLAIN, CONTIGUOUS = Execution(), Execution(layout="contiguous")
@@ -74,6 +74,29 @@ def test_the_simplest_within_five_percent_of_the_fastest(seconds: dict[Execution
 )
 def test_compiling_forty_seconds_pays_after_four_hundred_tenths_saved(compiled: float, steps: int, pays: bool) -> None:
     assert compile_pays(1.0, compiled, 40.0, steps) is pays
+
+
+def test_a_candidate_whose_first_step_is_hopeless_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds of the steps of fp32 and bf16 in turn: of 30 s the first is enough, of 1.9 s the first may be preparation."""
+    for long, rounds in ((30.0, 1), (1.9, 3)):
+        taken: list[str] = []
+
+        def step(forward: Forward, images: Tensor, labels: Tensor, long: float = long, taken: list[str] = taken) -> float:
+            taken.append(forward._execution.precision)
+            return 0.2 if taken[-1] == "fp32" else long
+
+        monkeypatch.setattr("visionloop.training.execution._step_seconds", step)
+        chosen, note = measure_execution(tiny(), *batch(), worlds.params(precision="auto"), steps=100)
+        assert chosen == PLAIN
+        assert note == f"Steps run fp32 channels_last: 200 ms for 16 images, against {long * 1000:.0f} bf16 channels_last."
+        assert taken.count("bf16") == rounds
+        assert taken.count("fp32") == 7
+
+
+def test_the_first_candidate_is_not_judged_by_what_a_process_loads_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([9.0, 0.1, *[0.1] * 100])
+    monkeypatch.setattr("visionloop.training.execution._step_seconds", lambda *_: next(seconds))
+    assert measure_execution(tiny(), *batch(), worlds.params(precision="auto"), steps=100)[0] == PLAIN
 
 
 def test_what_params_give_is_not_measured() -> None:
