@@ -41,6 +41,7 @@ from visionloop.paths import MODEL_TORCH, PACKED, PARAMS
 from visionloop.records import SPLITS
 from visionloop.training import EpochRecord, TrainResult, train
 from visionloop.training.building import card_for, classifier_for
+from visionloop.training.resizing import sizes
 
 RECIPE = Path("recipes/cifar10-vit.yaml")
 OUTPUT = Path("benchmarks/results/cifar10_vit.json")
@@ -63,7 +64,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     params = load_params(RECIPE)
-    changes = {"seed": arguments.seed} | ({"epochs": arguments.epochs} if arguments.epochs else {})
+    changes: dict[str, Any] = {"seed": arguments.seed}
+    if arguments.epochs:  # a look, of which no epoch may be left for images of full size
+        changes |= {"epochs": arguments.epochs, "initial_scale": 1.0}
     settings = params.train.model_copy(update=changes)
     packed = prepared(RECIPE, arguments.archive, arguments.folder)
     meta = load_meta(packed)
@@ -110,7 +113,9 @@ class Curve:
         """Count, and take the seconds of epochs that an interrupted run has done."""
         own = self.settings.of(FAMILY)
         self.flops_per_image = flops_per_image(self.settings, self.meta, FAMILY)
-        self.name = {"seed": own.seed, "epochs": own.epochs, "data": self.meta.data_id}
+        self.sides = own_sizes(self.settings, self.meta)
+        self.flops = {size: flops_per_image(self.settings, self.meta, FAMILY, size=size) for size in set(self.sides)}
+        self.name = {"seed": own.seed, "epochs": own.epochs, "data": self.meta.data_id, "scale": own.initial_scale}
         self.before = earlier_rows(self.output, self.name)
         self.since, self.cpu_since = time.perf_counter(), time.process_time()
 
@@ -125,15 +130,17 @@ class Curve:
         else:
             seconds, cpu = now - self.since, cpu_now - self.cpu_since
         self.since, self.cpu_since = now, cpu_now
+        of_images = sum(self.flops[size] for size in self.sides[: record.epoch])
         total = seconds + (self.rows[-1]["seconds"] if self.rows else 0.0)
         self.rows.append(
             {
                 "epoch": record.epoch,
+                "height": self.sides[record.epoch - 1][0],
                 "epoch_seconds": round(seconds, 2),
                 "epoch_cpu_seconds": round(cpu, 2),
                 "seconds": round(total, 1),
                 "cpu_seconds": round(cpu + (self.rows[-1]["cpu_seconds"] if self.rows else 0.0), 1),
-                "pflop": round(self.flops_per_image * self.meta.counts["train"] * record.epoch / 1e15, 5),
+                "pflop": round(of_images * self.meta.counts["train"] / 1e15, 5),
                 "train_loss": round(record.train_loss, 4),
                 "val_accuracy": round(record.val_accuracy, 4),
                 "load": round(os.getloadavg()[0], 1),
@@ -216,6 +223,12 @@ def data_params(path: Path) -> dict[str, Any]:
     return {name: getattr(params, name).model_dump(mode="json") for name in sections}
 
 
+def own_sizes(settings: TrainParams, meta: PackedMeta) -> list[tuple[int, int]]:
+    """The images' height and width in each epoch."""
+    network = classifier_for(settings.family(FAMILY), meta).network
+    return sizes((meta.preprocess.height, meta.preprocess.width), network.side_multiple, settings.of(FAMILY))
+
+
 def earlier_rows(output: Path, name: dict[str, Any]) -> dict[int, dict[str, float]]:
     """The lines of the same run in a file of before, by epoch."""
     if not output.is_file():
@@ -224,11 +237,17 @@ def earlier_rows(output: Path, name: dict[str, Any]) -> dict[int, dict[str, floa
     return {int(row["epoch"]): row for row in held["rows"]} if held.get("run") == name else {}
 
 
-def flops_per_image(settings: TrainParams, meta: PackedMeta, family: Family, images: int = 16) -> float:
-    """Floating-point operations of one image's way forwards and backwards, products and convolutions."""
+def flops_per_image(
+    settings: TrainParams, meta: PackedMeta, family: Family, images: int = 16, size: tuple[int, int] | None = None
+) -> float:
+    """Floating-point operations of one image's way forwards and backwards, products and convolutions.
+
+    `size` is its height and width where it is another than the packed images'.
+    """
+    height, width = size or (meta.preprocess.height, meta.preprocess.width)
     with torch.random.fork_rng(devices=[]):
         model = classifier_for(settings.family(family), meta)
-    pixels = torch.zeros(images, meta.preprocess.height, meta.preprocess.width, 3, dtype=torch.uint8)
+    pixels = torch.zeros(images, height, width, 3, dtype=torch.uint8)
     with FlopCounterMode(display=False) as counter:
         torch.autograd.backward(F.cross_entropy(model(pixels)[0], torch.zeros(images, dtype=torch.int64)))
     return float(counter.get_total_flops()) / images

@@ -30,6 +30,7 @@ def problems(params: Params) -> Iterator[str]:
     from visionloop.compression.targets import lack_of
     from visionloop.models import build, check_buildable
     from visionloop.models.devices import choose_device
+    from visionloop.training.resizing import check_settings
 
     size = (params.preprocess.height, params.preprocess.width)
     for name in ("cnn", "vit"):
@@ -48,6 +49,7 @@ def problems(params: Params) -> Iterator[str]:
                     f"train.{name}.architecture is '{settings.architecture}', which is of the family '{family}'; name it "
                     f"under train.{family}."
                 )
+            check_settings(settings, size, merged)
             student = settings.smaller
             if student.by == "student":
                 assert student.architecture is not None

@@ -334,6 +334,10 @@ class TrainParams(Section):
     )
     keep: Literal["best", "last"] = Field(description="which epoch's weights are the result")
     early_stopping_epochs: int = Field(ge=0, le=100_000, description="epochs without a better one; 0 means never")
+    initial_scale: float = Field(
+        ge=0.25, le=1, description="of the images' sides in the first epoch, rounded down; 1: all epochs see full size"
+    )
+    full_scale_from: float = Field(gt=0, lt=1, description="share of the epochs from which on images have full size")
     adversarial: Literal["none", "fgsm", "pgd", "free"] = Field(description="train on attacked images")
     adversarial_epsilon: float = Field(gt=0, le=64, description="largest change of a pixel, in levels of 255")
     adversarial_steps: int = Field(ge=1, le=100, description="of pgd; replays of a batch in free")
@@ -364,6 +368,29 @@ class TrainParams(Section):
             )
         if kind in ("linear", "cosine", "one_cycle", "plateau") and self.final_rate == 1:
             raise ValueError(f"final_rate is 1, so schedule {kind} never falls; lower it, or take schedule constant")
+        return self
+
+    @model_validator(mode="after")
+    def _resizing(self) -> TrainParams:
+        if self.initial_scale == 1:
+            return self
+        if (self.epochs - 1) / self.epochs < self.full_scale_from:
+            raise ValueError(
+                f"initial_scale is {self.initial_scale:g}, and of {self.epochs} epochs none begins at or after the "
+                f"share {self.full_scale_from:g} of full_scale_from, so the network would never learn from images of full "
+                "size; lower full_scale_from, or set initial_scale to 1"
+            )
+        if self.schedule == "plateau":
+            raise ValueError(
+                f"initial_scale is {self.initial_scale:g}, but schedule plateau lowers the rate where the score on images "
+                "of full size stands still, as it may while smaller ones are learnt; take schedule cosine, or set "
+                "initial_scale to 1"
+            )
+        if self.compile == "always":
+            raise ValueError(
+                f"initial_scale is {self.initial_scale:g}, but compile is always, and each size would be compiled anew; set "
+                "compile to never, or initial_scale to 1"
+            )
         return self
 
     @model_validator(mode="after")

@@ -321,6 +321,23 @@ def test_a_training_that_makes_sense_is_not(changes: dict[str, object]) -> None:
             "replays; take 2 or more (4 to 8 are usual), or fgsm.",
         ),
         (
+            {"train.initial_scale": 0.5, "train.full_scale_from": 0.9, "train.epochs": 5, "train.vit.override": {}},
+            "section 'train': initial_scale is 0.5, and of 5 epochs none begins at or after the share 0.9 of "
+            "full_scale_from, so the network would never learn from images of full size; lower full_scale_from, or set "
+            "initial_scale to 1.",
+        ),
+        (
+            {"train.vit.override": {"initial_scale": 0.5, "schedule": "plateau"}},
+            "section 'train': vit.override, initial_scale is 0.5, but schedule plateau lowers the rate where the score on "
+            "images of full size stands still, as it may while smaller ones are learnt; take schedule cosine, or set "
+            "initial_scale to 1.",
+        ),
+        (
+            {"train.vit.override": {"initial_scale": 0.5, "compile": "always"}},
+            "section 'train': vit.override, initial_scale is 0.5, but compile is always, and each size would be compiled "
+            "anew; set compile to never, or initial_scale to 1.",
+        ),
+        (
             {"train.adversarial": "free", "train.accumulate": 2},
             "section 'train': adversarial is free, which changes the weights at each replay of a batch, but accumulate is "
             "2; set it to 1, or take fgsm.",
@@ -370,6 +387,8 @@ def test_parts_of_a_training_that_contradict_each_other_are_refused(changes: dic
         # The family that overrides has no teacher, and the one with a teacher overrides nothing.
         {"train.vit.teacher": "cnn", "train.cnn.override": {"distillation_share": 0.0, "loss": "bce"}},
         {"train.vit.teacher": "cnn", "train.loss": "bce", "train.vit.override": {"loss": "cross_entropy"}},
+        {"train.initial_scale": 0.5, "train.full_scale_from": 0.8, "train.epochs": 5, "train.vit.override": {}},
+        {"train.initial_scale": 1, "train.full_scale_from": 0.9, "train.epochs": 1, "train.vit.override": {}},
         {"train.adversarial": "free", "train.adversarial_steps": 4},
         {"train.adversarial": "fgsm", "train.adversarial_steps": 1, "train.accumulate": 2},
     ],

@@ -70,6 +70,7 @@ class Network(nn.Module):
     family: Family
     head: nn.Linear
     flip_average = False  # whether answers in use are the mean over an image and its mirror image
+    side_multiple = 4  # of which the sides of smaller training images are multiples (`training.resizing`)
 
     def embed(self, images: Tensor) -> Tensor:
         """Images float [N, 3, H, W] to the penultimate layer, float [N, D]."""

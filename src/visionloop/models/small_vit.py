@@ -77,6 +77,7 @@ class SmallViT(Network):
     ) -> None:
         super().__init__()
         self.flip_average = flip_average
+        self.side_multiple = -(-self.side_multiple // patch) * patch
         self._stem_rates = (stem_rate, stem_bias_rate)
         sides = image_size
         if stem == "whitened":
@@ -119,13 +120,21 @@ class SmallViT(Network):
         count = images.shape[0]  # `len` would fix the batch of an exported graph
         if both:
             images = with_mirror_images(images)
-        tokens = self.stem(images).flatten(2).transpose(1, 2) + self.positions
+        maps = self.stem(images)
+        tokens = maps.flatten(2).transpose(1, 2) + self._positions(maps.shape[2], maps.shape[3])
         tokens = self.norm(self.blocks(tokens))
         if self.weigh is None:
             pooled: Tensor = tokens.mean(1)
         else:
             pooled = (self.weigh(tokens).softmax(1).transpose(1, 2) @ tokens).squeeze(1)
         return mean_of_views(pooled, count) if both else pooled
+
+    def _positions(self, height: int, width: int) -> Tensor:
+        """The positions [1, height * width, D] of a grid; those of images of another size are interpolated."""
+        if (height, width) == self.grid:
+            return self.positions
+        maps = F.interpolate(tokens_as_map(self.positions, self.grid), (height, width), mode="bicubic", antialias=True)
+        return maps.flatten(2).transpose(1, 2)
 
     def prepare(self, images: Tensor) -> None:
         """With the stem "whitened", see `Whitening.prepare`."""

@@ -36,6 +36,7 @@ class Batch(NamedTuple):
     labels: Tensor  # int64 [N]
     partners: Tensor | None = None  # int64 [N], the other image's label; None where nothing is mixed
     shares: Tensor | None = None  # float32 [N] of [0, 1], how much `labels` counts; `partners` count the rest
+    full: Tensor | None = None  # the images in full size, for a teacher, where `images` are smaller
 
     def loss(self, per_image: Callable[[Tensor], Tensor]) -> Tensor:
         """The mean of a loss that takes labels [N] and gives a value per image [N].

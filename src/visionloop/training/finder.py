@@ -31,6 +31,7 @@ from visionloop.training.execution import Execution
 from visionloop.training.freezing import apply_freeze
 from visionloop.training.losses import Loss
 from visionloop.training.optimizers import Optimizer
+from visionloop.training.resizing import check_sizes, resized, sizes
 
 Floats = npt.NDArray[np.float64]
 
@@ -86,7 +87,10 @@ def find_rate(
         steps_images = params.batch_size * params.accumulate
         optimizer = Optimizer(model, params, settings, steps_images=steps_images)
         counts = torch.from_numpy(np.bincount(data.labels, minlength=len(meta.labels)))
-        batches = _endless(data, meta, params)
+        full = (meta.preprocess.height, meta.preprocess.width)
+        check_sizes(model, full, params)
+        size = sizes(full, model.network.side_multiple, params)[0]  # as a training begins
+        batches = _endless(data, meta, params, size)
         if settings.weights is None:
             with torch.no_grad():
                 model.network.prepare(model.normalise(next(batches).images.to(device)))
@@ -185,9 +189,10 @@ def picture(sweep: RateSweep, title: str) -> bytes:
     return buffer.getvalue()
 
 
-def _endless(data: PackedSplit, meta: PackedMeta, params: TrainParams) -> Iterator[Batch]:
-    """Epoch after epoch."""
+def _endless(data: PackedSplit, meta: PackedMeta, params: TrainParams, size: tuple[int, int]) -> Iterator[Batch]:
+    """Epoch after epoch, of images of this height and width."""
     epoch = 0
     while True:
         epoch += 1
-        yield from train_batches(data, meta.policy, batch_size=params.batch_size, seed=params.seed, epoch=epoch)
+        for batch in train_batches(data, meta.policy, batch_size=params.batch_size, seed=params.seed, epoch=epoch):
+            yield batch._replace(images=resized(batch.images, size))

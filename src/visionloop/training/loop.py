@@ -45,6 +45,7 @@ from visionloop.training.freezing import apply_freeze
 from visionloop.training.losses import Loss
 from visionloop.training.monitor import Monitor, Use
 from visionloop.training.optimizers import Optimizer
+from visionloop.training.resizing import check_sizes, resized, sizes
 from visionloop.training.schedules import Schedule
 from visionloop.training.smaller import smaller_step
 from visionloop.training.streaming import StreamedSplit
@@ -257,6 +258,9 @@ class _Run:
         classes = np.bincount(self.train_data.labels, minlength=len(self.meta.labels))
         self.loss = Loss(params, torch.from_numpy(classes), self.device)
         self.adversary = Adversary(params) if params.adversarial != "none" else None
+        self.full = (self.meta.preprocess.height, self.meta.preprocess.width)
+        check_sizes(model, self.full, params)
+        self.image_sizes = sizes(self.full, model.network.side_multiple, params)
         self.sizes = batch_sizes(len(self.train_data.labels), params.batch_size)
         replays = self.adversary.replays if self.adversary else 1
         self.updates = -(-len(self.sizes) // params.accumulate) * replays  # of an epoch
@@ -317,7 +321,7 @@ class _Run:
     def _choose_execution(self) -> Execution:
         chosen: dict[str, Any] | None = None
         if self.ranks.main:
-            batch = next(self._batches(1)).each(lambda part: part.to(self.device))
+            batch = next(self._batches(1, self.full)).each(lambda part: part.to(self.device))
             # Attacked images are floats, and so have a graph of their own.
             images = batch.images if self.adversary is None else batch.images.float()
             execution, note = measure_execution(
@@ -343,8 +347,8 @@ class _Run:
             self.say(self.schedule.note)
         self.ema = Ema(self.model, self.params.ema_decay) if self.params.ema_decay else None
 
-    def _batches(self, epoch: int) -> Iterator[Batch]:
-        return train_batches(
+    def _batches(self, epoch: int, size: tuple[int, int]) -> Iterator[Batch]:
+        batches = train_batches(
             self.train_data,
             self.meta.policy,
             batch_size=self.params.batch_size,
@@ -352,6 +356,9 @@ class _Run:
             epoch=epoch,
             ranks=self.ranks,
         )
+        for batch in batches:
+            full = None if self.teacher is None or size == self.full else batch.images
+            yield batch._replace(images=resized(batch.images, size), full=full)
 
     def _epoch(self, epoch: int) -> EpochRecord:
         params = self.params
@@ -363,7 +370,8 @@ class _Run:
         rate, updates, done, total = 0.0, 0, 0, sum(self.sizes)
         start = said = time.monotonic()
         group: list[Batch] = []
-        for number, batch in enumerate(self.monitor.batches(to_device(self._batches(epoch), self.device)), start=1):
+        size = self.image_sizes[epoch - 1]
+        for number, batch in enumerate(self.monitor.batches(to_device(self._batches(epoch, size), self.device)), start=1):
             group.append(batch)
             if len(group) < params.accumulate and number < len(self.sizes):
                 continue
@@ -399,7 +407,10 @@ class _Run:
         self.history.append(record)
         self.schedule.epoch_end(record.val(params.metric), higher_is_better=params.metric != "loss")
         seconds = time.monotonic() - start
-        return replace(record, seconds_left=seconds * (params.epochs - epoch), use=self.monitor.use())
+        # An epoch on smaller images takes so much less time.
+        pixels = [height * width for height, width in self.image_sizes]
+        left = seconds * sum(pixels[epoch:]) / pixels[epoch - 1]
+        return replace(record, seconds_left=left, use=self.monitor.use())
 
     def _versions(self, group: list[Batch], seed: int) -> Iterator[Sequence[Tensor]]:
         """The images of each batch of a group, once for each update that they are good for: as they are, or attacked."""
@@ -428,9 +439,10 @@ class _Run:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch, seen in zip(group, shown, strict=True):
             logits, _ = self.forward(seen)
-            # A teacher sees the images before any attack.
+            # A teacher sees the images before any attack, and in full size.
+            taught = batch.images if batch.full is None else batch.full
             with self.execution.autocast(self.device):
-                answers = None if self.teacher is None else self.teacher(batch.images).float()
+                answers = None if self.teacher is None else self.teacher(taught).float()
             loss = self.loss(logits, batch, answers)
             self.guard.loss(batch._replace(images=seen.detach()), loss)
             (loss * (len(batch.labels) / images)).backward()  # type: ignore[no-untyped-call]
@@ -476,7 +488,8 @@ class _Run:
 
     def _stops_early(self) -> bool:
         patience = self.params.early_stopping_epochs
-        return bool(patience) and self.best is not None and len(self.history) - self.best.epoch >= patience
+        grown = sum(size != self.full for size in self.image_sizes)  # epochs on smaller images: val may stand still
+        return bool(patience) and self.best is not None and len(self.history) - max(self.best.epoch, grown) >= patience
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""

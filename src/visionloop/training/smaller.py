@@ -108,6 +108,7 @@ def smaller_step(
             "schedule": "cosine",
             "warmup_epochs": _WARMUP[wanted.by] * epochs,
             "early_stopping_epochs": 0,
+            "initial_scale": 1.0,  # what is learnt from was learnt at full size
         }
     )
     taught = params.distillation_share > 0 and params.loss != "bce"

@@ -39,6 +39,7 @@ from visionloop.data.policy import AugmentPolicy
 from visionloop.errors import ConfigError
 from visionloop.models.table import check_buildable
 from visionloop.training.loop import fingerprint
+from visionloop.training.resizing import check_settings
 
 Values = dict[str, Any]  # a tuned key: its value, one of `config.Scalar`
 
@@ -197,6 +198,7 @@ class Plan:
         family, size = train.family(self.tune.family), self.meta.preprocess
         try:
             check_buildable(family.architecture, (size.height, size.width), family.options)
+            check_settings(family, (size.height, size.width), train.of(self.tune.family))
         except ConfigError as error:
             raise ConfigError(f"tune.space{', ' if values else ''}{shown(values)}: {error}") from None
 

@@ -45,6 +45,10 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"cnn": {"architecture": "small_vit", "options": {}}}, "which is of the family 'vit'; name it under train.vit."),
     ({"vit": {"options": {"patch": 3}}}, "16 x 16 pixels cannot be cut into patches of"),
     ({"vit": {"architecture": "vit_b_16", "options": {"patch": 4}}}, "vit_b_16 cannot be built"),
+    (
+        {"initial_scale": 0.5, "vit": {"architecture": "vit_b_16", "options": {}}},
+        "initial_scale is 0.5, but vit_b_16 cannot take images of 8 x 8 pixels",
+    ),
     ({"cnn": {"options": {"wdith": 4}}}, "did you mean 'width'?"),
     ({"cnn": {"weights": "absent.pt"}}, "absent.pt"),
     ({"cnn": {"weights": "there.pt", "weights_sha256": "0" * 64}}, "there.pt"),

@@ -49,7 +49,8 @@ _SHARED: dict[str, Any] = {
     "batch_scaling": "none", "base_batch_size": 16, "schedule": "cosine", "warmup_epochs": 1, "final_rate": 0.0,
     "step_epochs": 10, "step_factor": 0.1, "loss": "cross_entropy", "label_smoothing": 0.05, "focal_gamma": 2.0,
     "class_weights": "none", "distillation_share": 0.5, "distillation_temperature": 4.0, "gradient_clip_norm": 1.0,
-    "ema_decay": 0.0, "metric": "accuracy", "keep": "best", "early_stopping_epochs": 0, "adversarial": "none",
+    "ema_decay": 0.0, "initial_scale": 1.0, "full_scale_from": 0.5, "metric": "accuracy", "keep": "best",
+    "early_stopping_epochs": 0, "adversarial": "none",
     "adversarial_epsilon": 8.0, "adversarial_steps": 3, "precision": "fp32", "layout": "channels_last", "compile": "never",
     "device": "cpu",
 }  # fmt: skip
