@@ -143,7 +143,8 @@ def test_on_a_gpu_the_first_bad_loss_is_found_among_the_kept_ones(bad: int, tmp_
 
 def test_mixed_and_attacked_batches_come_back_and_are_drawn(tmp_path: Path) -> None:
     plain = batches(1)[0]
-    mixed = Batch(plain.images.float() + 0.25, plain.labels, plain.labels.flip(0), torch.full((16,), 0.75))
+    shares = torch.full((16,), 0.75)
+    mixed = Batch(plain.images.float() + 0.25, plain.labels, plain.labels.flip(0), shares, full=plain.images)
     guard = LossGuard(network(), tmp_path, CPU)
     guard.begin(epoch=1, steps=1)
     with pytest.raises(TrainingError):
